@@ -1,0 +1,1 @@
+"""What stays, in which form and where: one file per method."""

@@ -1,0 +1,49 @@
+"""The stack grammar, one for Python and the command line: `name:key=value,key=value + name`."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+
+from lengthwise.core import registry
+from lengthwise.core.spec import Method
+from lengthwise.errors import BadParameter
+
+
+def parse(text: str) -> list[Method]:
+    """The methods that `text` names, with their parameters. `format_stack(parse(t))` is the canonical form of `t`.
+
+    Raises UnknownMethod or BadParameter.
+    """
+    if not text.strip():
+        raise BadParameter("the stack is empty; 'dense' is the plain model (lengthwise methods lists what there is)")
+    return [_parse_one(part.strip(), text) for part in text.split("+")]
+
+
+def format_stack(methods: list[Method]) -> str:
+    """The canonical text of a stack; parameters at their default are left out."""
+    return " + ".join(map(str, methods))
+
+
+def _parse_one(part: str, whole: str) -> Method:
+    name, colon, arguments = part.partition(":")
+    name = name.strip()
+    if not name:
+        raise BadParameter(f"the stack '{whole}' has a '+' with no method beside it")
+    method = registry.get(name)
+    known = [f.name for f in dataclasses.fields(method)]
+    given: dict[str, str] = {}
+    if colon and not arguments.strip():
+        raise BadParameter(f"{name}: nothing follows the ':' (write {name}:key=value,key=value)")
+    for item in arguments.split(",") if colon else []:
+        key, equals, value = (s.strip() for s in item.partition("="))
+        if not equals or not key or not value:
+            raise BadParameter(f"{name}: '{item.strip()}' is not key=value")
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"; did you mean '{near[0]}'?" if near else ""
+            raise BadParameter(f"{name} has no parameter '{key}'{hint} (it has: {', '.join(known) or 'none'})")
+        if key in given:
+            raise BadParameter(f"{name}: '{key}' is given twice")
+        given[key] = value
+    return method(**given)

@@ -1,0 +1,125 @@
+"""The seams of the attention step, as base classes. A method inherits those that its Spec claims."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from lengthwise.core.arena import Arena
+from lengthwise.core.attend import Partial
+from lengthwise.core.facts import ModelFacts
+from lengthwise.core.frames import EVERYTHING, PLAIN, Frame, Visible
+from lengthwise.core.ledger import LayerReceipt
+from lengthwise.core.rope import Rope
+from lengthwise.core.spec import Method
+from lengthwise.core.store import KV, Codec
+
+
+@dataclass
+class View:
+    """What a method may look at when it is asked: one block of queries of one sequence in one layer.
+
+    q [Hq, C, D] is un-rotated when the stack owns positions, else as the model rotated it. `positions` [C] (CPU) are
+    the queries'. `kv` holds the block's own keys too, except in `keep`, which is asked before they are added.
+    `surprise` [n] are the surprisals -ln p(x_i | x_<i) of the held slots in nats and `ages` [n] the turns since they
+    were read, for methods that ask for them.
+    `state` is the method's own memory for this layer and sequence.
+    """
+
+    layer: int
+    facts: ModelFacts
+    kv: KV
+    q: Tensor
+    positions: Tensor
+    scale: float
+    rope: Rope
+    receipt: LayerReceipt
+    surprise: Tensor | None = None
+    ages: Tensor | None = None
+    state: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def start(self) -> int:
+        """Position of the first query of the block."""
+        return int(self.positions[0])
+
+    @property
+    def stop(self) -> int:
+        """One past the position of the last query."""
+        return int(self.positions[-1]) + 1
+
+
+class Positions(Method):
+    """Owns `position`: frames, frequencies, and a factor on the queries."""
+
+    in_cache = False  # positions are slot numbers, counted anew after every eviction
+
+    def frames(self, facts: ModelFacts) -> tuple[Frame, ...]:
+        """The distance rules; together they cover every distance once."""
+        return PLAIN
+
+    def frequencies(self, facts: ModelFacts, inv_freq: Tensor, length: int) -> tuple[Tensor, float] | None:
+        """Inverse frequencies [rotary_dim / 2] and the factor on cos and sin at `length` tokens; None: the model's."""
+        return None
+
+    def query_factor(self, facts: ModelFacts, positions: Tensor) -> Tensor | None:
+        """A factor [C] on the queries at `positions` [C]; None: no factor."""
+        return None
+
+    def follows_length(self) -> bool:
+        """Whether `frequencies` changes as the sequence grows, so that keys cannot be rotated once and for all."""
+        return False
+
+
+class Selects(Method):
+    """Claims `select`: which held keys the block may see."""
+
+    per_layer = False  # whether the answer depends on the layer (else it is asked once for all layers)
+
+    def visible(self, view: View) -> Visible:
+        """What the block may see. Selections of several methods intersect."""
+        return EVERYTHING
+
+    def extras(self, view: View) -> list[Partial]:
+        """Further partials over keys that `visible` leaves out, for methods that choose keys per query and head."""
+        return []
+
+
+class Keeps(Method):
+    """Owns `keep`: which tokens stay."""
+
+    needs_surprise = False
+
+    def keep(self, view: View) -> Tensor | None:
+        """Slots [m] (ascending, CPU) to keep before the block is added; None keeps all."""
+        return None
+
+
+class Stores(Method):
+    """Owns `format` (a codec), `tier` (an arena), or both."""
+
+    def codec(self, facts: ModelFacts) -> Codec | None:
+        """The coded form of older tokens; None: as they are."""
+        return None
+
+    def arena(self, facts: ModelFacts) -> Callable[[], Arena] | None:
+        """Where older tokens lie; None: in RAM."""
+        return None
+
+    def hot_tokens(self, facts: ModelFacts) -> int:
+        """How many recent tokens stay uncoded on the model's device."""
+        return 0
+
+
+class Observes(Method):
+    """Claims `observe`: sees the softmax weights as they pass (which doubles the cost of scoring)."""
+
+    def observe(self, view: View, frame: Frame, slots: Tensor, weights: Tensor) -> None:
+        """Weights [Hq, C, S] float32 that the block put on `slots` [S] in one frame."""
+
+    def watching(self, view: View) -> bool:
+        """Whether this block's weights are wanted."""
+        return True

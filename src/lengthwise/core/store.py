@@ -1,0 +1,264 @@
+"""What a layer holds of one sequence: lanes of keys and values, preallocated, with the position of every slot.
+
+A *lane* is one growing tensor [H, n, D]: a hot part in the model's dtype on the model's device, and, when the stack
+quantises or offloads, a cold part behind it in coded form on an arena (RAM or a memory-mapped file).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from lengthwise.core.arena import Arena, Lru, Ram
+from lengthwise.core.frames import UNROTATED, Rotation
+
+_SLACK = 64  # tokens by which a hot part may overrun before it is moved in one go
+
+
+class Codec(Protocol):
+    """The coded form of tokens [n, H, D]: `encode` and `decode` are inverse up to the codec's rounding."""
+
+    def encode(self, x: Tensor) -> tuple[Tensor, ...]:
+        """[n, H, D] -> tensors whose first axis is n."""
+
+    def decode(self, parts: tuple[Tensor, ...], dtype: torch.dtype) -> Tensor:
+        """The inverse: [n, H, D] in `dtype`."""
+
+
+class Plain:
+    """The codec that changes nothing."""
+
+    def encode(self, x: Tensor) -> tuple[Tensor, ...]:
+        """[n, H, D] as it is."""
+        return (x,)
+
+    def decode(self, parts: tuple[Tensor, ...], dtype: torch.dtype) -> Tensor:
+        """The tensor as it was."""
+        return parts[0]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a lane is stored: codec and arena of the cold part, and how many recent tokens stay hot (None: all).
+
+    `forget`: there is no cold part; what is older than the hot tokens is never asked for again.
+    """
+
+    codec: Codec | None = None
+    arena: Callable[[], Arena] | None = None
+    hot: int | None = None
+    forget: bool = False
+
+    @property
+    def cold(self) -> bool:
+        """Whether lanes have a cold part."""
+        return self.hot is not None and not self.forget
+
+
+class Lane:
+    """One growing tensor [H, n, D]; slots are counted from 0 and stay in order."""
+
+    def __init__(self, heads: int, dim: int, dtype: torch.dtype, device: torch.device, layout: Layout) -> None:
+        self.shape, self.dtype, self.device = (heads, dim), dtype, device
+        self._hot = torch.empty(heads, 0, dim, dtype=dtype, device=device)
+        self._hot_n = 0
+        self._hot_limit = layout.hot
+        self._codec: Codec = layout.codec or Plain()
+        self._arena: Arena | None = (layout.arena or Ram)() if layout.cold else None
+        self._cold_n = 0
+
+    def __len__(self) -> int:
+        return self._cold_n + self._hot_n
+
+    @property
+    def cold_tokens(self) -> int:
+        """How many of the oldest tokens are in the cold part."""
+        return self._cold_n
+
+    def append(self, x: Tensor) -> None:
+        """Add tokens x [H, m, D] at the end."""
+        end = self._hot_n + x.shape[1]
+        self._reserve(end)
+        self._hot[:, self._hot_n : end] = x
+        self._hot_n = end
+
+    def settle(self) -> None:
+        """Move what is older than the hot part's limit to the cold part; called after the tokens were attended to."""
+        if self._hot_limit is not None and self._hot_n > self._hot_limit + _SLACK:
+            self._cool(self._hot_n - self._hot_limit)
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """Slots [start, stop) as [H, stop - start, D]: a view, without a copy, when they are all hot."""
+        edge = self._cold_n
+        if start >= edge:
+            return self._hot[:, start - edge : stop - edge]
+        cold = self._read_cold(torch.arange(start, min(stop, edge)))
+        if stop <= edge:
+            return cold
+        return torch.cat([cold, self._hot[:, : stop - edge]], dim=1)
+
+    def gather(self, slots: Tensor) -> Tensor:
+        """Slots [m] (ascending, on the CPU) as [H, m, D]."""
+        split = int(torch.searchsorted(slots, self._cold_n))
+        hot = self._hot.index_select(1, (slots[split:] - self._cold_n).to(self.device))
+        return torch.cat([self._read_cold(slots[:split]), hot], dim=1) if split else hot
+
+    def keep(self, slots: Tensor) -> None:
+        """Drop every slot but `slots` [m] (ascending, on the CPU). Coded tokens are moved as they are, not re-coded."""
+        split = int(torch.searchsorted(slots, self._cold_n))
+        hot = self._hot.index_select(1, (slots[split:] - self._cold_n).to(self.device))
+        self._hot[:, : hot.shape[1]] = hot
+        self._hot_n = hot.shape[1]
+        if self._arena is not None:
+            self._arena.keep(slots[:split])
+        self._cold_n = split
+
+    def clear(self) -> None:
+        """Drop everything."""
+        self.keep(torch.empty(0, dtype=torch.long))
+
+    def nbytes(self) -> tuple[int, int]:
+        """(bytes in memory, bytes on disk), as allocated."""
+        hot = self._hot.numel() * self._hot.element_size()
+        if self._arena is None:
+            return hot, 0
+        cold = self._arena.nbytes()
+        if isinstance(self._arena, Lru):
+            hot += self._arena.cached_bytes()
+        return (hot, cold) if self._arena.on_disk else (hot + cold, 0)
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything held, as tensors that `restore` reads back."""
+        parts = self._arena.read(slice(0, self._cold_n)) if self._arena is not None and self._cold_n else ()
+        cold = {f"cold{i}": p.clone() for i, p in enumerate(parts)}
+        return {"hot": self._hot[:, : self._hot_n].contiguous(), "cold_tokens": torch.tensor(self._cold_n), **cold}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Fill an empty lane from `state`."""
+        cold = tuple(state[f"cold{i}"] for i in range(len(state) - 2))
+        if cold and self._arena is not None:
+            self._arena.append(cold)
+        self._cold_n = int(state["cold_tokens"])
+        hot = state["hot"].to(self.device)
+        self._reserve(hot.shape[1])
+        self._hot[:, : hot.shape[1]] = hot
+        self._hot_n = hot.shape[1]
+
+    def reserve(self, tokens: int) -> None:
+        """Make room for `tokens` in all, so that growing never copies."""
+        self._reserve(tokens if self._hot_limit is None else min(tokens, self._hot_limit + _SLACK))
+
+    def _reserve(self, tokens: int) -> None:
+        if tokens <= self._hot.shape[1]:
+            return
+        room = max(tokens, 64) if self._hot.shape[1] == 0 else max(tokens, int(self._hot.shape[1] * 1.5))
+        heads, dim = self.shape
+        grown = torch.empty(heads, room, dim, dtype=self.dtype, device=self.device)
+        grown[:, : self._hot_n] = self._hot[:, : self._hot_n]
+        self._hot = grown
+
+    def _cool(self, count: int) -> None:
+        if self._arena is not None:
+            self._arena.append(self._codec.encode(self._hot[:, :count].transpose(0, 1)))
+        self._cold_n += count
+        rest = self._hot[:, count : self._hot_n].clone()
+        self._hot[:, : rest.shape[1]] = rest
+        self._hot_n = rest.shape[1]
+
+    def _read_cold(self, slots: Tensor) -> Tensor:
+        assert self._arena is not None
+        contiguous = len(slots) > 0 and int(slots[-1]) - int(slots[0]) + 1 == len(slots)
+        where: slice | Tensor = slice(int(slots[0]), int(slots[-1]) + 1) if contiguous else slots
+        parts = tuple(p.to(self.device) for p in self._arena.read(where))
+        return self._codec.decode(parts, self.dtype).transpose(0, 1)
+
+
+class KV:
+    """Keys and values that one layer holds of one sequence, and the position of every held slot.
+
+    Keys lie in one lane for each `Rotation` that the stack's frames need; `positions` [n] is on the CPU, ascending.
+    """
+
+    def __init__(
+        self,
+        keys: Mapping[Rotation, Layout],
+        values: Layout,
+        heads: int,
+        dim: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.keys = {rotation: Lane(heads, dim, dtype, device, layout) for rotation, layout in keys.items()}
+        self.values = Lane(heads, dim, dtype, device, values)
+        self._positions = torch.empty(64, dtype=torch.long)
+        self.n = 0
+        self.evicted = 0
+
+    @property
+    def positions(self) -> Tensor:
+        """Position in its sequence of every held slot, [n] long, ascending."""
+        return self._positions[: self.n]
+
+    def append(self, keys: Mapping[Rotation, Tensor], values: Tensor, positions: Tensor) -> None:
+        """Add m tokens: keys for each rotation [H, m, D], values [H, m, D], positions [m]."""
+        for rotation, lane in self.keys.items():
+            lane.append(keys[rotation])
+        self.values.append(values)
+        end = self.n + len(positions)
+        if end > len(self._positions):
+            self._positions = torch.cat([self.positions, torch.empty(max(end, 2 * self.n) - self.n, dtype=torch.long)])
+        self._positions[self.n : end] = positions
+        self.n = end
+
+    def keep(self, slots: Tensor) -> None:
+        """Drop every slot but `slots` [m] (ascending, on the CPU)."""
+        self.evicted += self.n - len(slots)
+        for lane in self.lanes():
+            lane.keep(slots)
+        kept = self.positions[slots]
+        self._positions[: len(kept)] = kept
+        self.n = len(kept)
+
+    def rotate_again(self, rotate: Callable[[Tensor, Tensor], Tensor]) -> None:
+        """Renumber the slots 0..n-1 and rotate every rotated lane anew from the un-rotated one."""
+        raw = self.keys[UNROTATED].read(0, self.n)
+        for rotation, lane in self.keys.items():
+            if rotation != UNROTATED:
+                lane.clear()
+                lane.append(rotate(raw, rotation.of(torch.arange(self.n))))
+                lane.settle()
+
+    def settle(self) -> None:
+        """Let every lane move its older tokens to its cold part."""
+        for lane in self.lanes():
+            lane.settle()
+
+    def lanes(self) -> list[Lane]:
+        """All lanes, keys first."""
+        return [*self.keys.values(), self.values]
+
+    def reserve(self, tokens: int) -> None:
+        """Make room for `tokens` held tokens."""
+        for lane in self.lanes():
+            lane.reserve(tokens)
+
+    def nbytes(self) -> tuple[int, int]:
+        """(bytes in memory, bytes on disk)."""
+        sizes = [lane.nbytes() for lane in self.lanes()]
+        return sum(s[0] for s in sizes), sum(s[1] for s in sizes)
+
+    def state(self) -> dict[str, Tensor]:
+        """Tensors from which `restore` rebuilds this object."""
+        out = {f"{i}.{name}": t for i, lane in enumerate(self.lanes()) for name, t in lane.state().items()}
+        return {**out, "positions": self.positions.clone()}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Fill an empty object from `state`."""
+        for i, lane in enumerate(self.lanes()):
+            lane.restore({k.partition(".")[2]: t for k, t in state.items() if k.startswith(f"{i}.")})
+        self._positions = state["positions"].clone()
+        self.n = len(self._positions)

@@ -1,0 +1,119 @@
+"""The paper map: which papers Lengthwise covers, by which command or method, and what is missing.
+
+The map itself stores no status. A paper works when a registered method lists it in its Spec, or when a command does
+in `SERVED_ELSEWHERE`; everything else is planned or, with a reason, not covered.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from typing import Any, Literal
+
+from lengthwise.core.registry import all_methods
+
+Status = Literal["works", "part", "planned", "not covered"]
+STATUSES: tuple[Status, ...] = ("works", "part", "planned", "not covered")
+
+SERVED_ELSEWHERE: dict[int, tuple[str, str]] = {
+    30: ("lengthwise plan", "tests/oracle/test_cost.py"),
+    120: ("lengthwise plan", "tests/oracle/test_cost.py"),
+}
+"""Papers served by a command rather than by a method: paper id -> (command, test)."""
+
+PARTIAL: dict[int, str] = {}
+"""Papers that fit in full but are served in part so far: paper id -> what is missing."""
+
+
+@dataclass(frozen=True)
+class Paper:
+    """One row of the map. `test` is the file that fails without the mechanism of the first entry of `served_by`."""
+
+    id: int
+    slug: str
+    title: str
+    room: str
+    status: Status
+    line: str
+    served_by: list[str] = field(default_factory=list)
+    test: str = ""
+    why: str = ""
+
+
+def all_papers() -> list[Paper]:
+    """Every paper of the map, by id, with the status that follows from what is registered now."""
+    servers = _servers()
+    return [_paper(row, servers.get(row["id"], [])) for row in _rows()]
+
+
+def search(words: str) -> list[Paper]:
+    """Papers in which every word occurs (id, slug, title, line or method), most hits in the title first.
+
+    Case is ignored. A paper's number, `11` or `#11`, finds that paper alone; no words at all find every paper.
+    """
+    papers = all_papers()
+    query = words.lower().split()
+    if len(query) == 1 and query[0].removeprefix("#").isdecimal():
+        number = int(query[0].removeprefix("#"))
+        exact = [p for p in papers if p.id == number]
+        if exact or query[0].startswith("#"):
+            return exact
+    found = [p for p in papers if all(word in _text(p) for word in query)]
+    return sorted(found, key=lambda p: (-sum(word in p.title.lower() for word in query), p.id))
+
+
+def to_json(papers: Iterable[Paper]) -> list[dict[str, Any]]:
+    """The papers as plain objects, for `--json`."""
+    keys = ("id", "title", "status", "served_by", "test", "line", "why")
+    return [{key: getattr(paper, key) for key in keys} for paper in papers]
+
+
+@functools.cache
+def _rows() -> tuple[dict[str, Any], ...]:
+    text = resources.files(__package__).joinpath("papers.jsonl").read_text(encoding="utf-8")
+    rows = [json.loads(line) for line in text.splitlines()]
+    return tuple(sorted(rows, key=lambda row: int(row["id"])))
+
+
+def _servers() -> dict[int, list[tuple[str, str]]]:
+    """Paper id -> (method or command, test) of everything that serves it."""
+    servers: dict[int, list[tuple[str, str]]] = {}
+    for method in all_methods():
+        for paper in method.spec.papers:
+            servers.setdefault(paper, []).append((method.spec.name, method.spec.test))
+    for paper, server in SERVED_ELSEWHERE.items():
+        servers.setdefault(paper, []).append(server)
+    return servers
+
+
+def _paper(row: dict[str, Any], servers: Sequence[tuple[str, str]]) -> Paper:
+    status, why = _status(row, served=bool(servers))
+    return Paper(
+        id=row["id"],
+        slug=row["slug"],
+        title=row["title"],
+        room=row["room"],
+        status=status,
+        line=row["line"],
+        served_by=[name for name, _ in servers],
+        test=next((test for _, test in servers if test), ""),
+        why=why,
+    )
+
+
+def _status(row: dict[str, Any], served: bool) -> tuple[Status, str]:
+    """The status of a row, and why it is not 'works'. A served paper of scope 'out' is served in part at most."""
+    scope, why = row["scope"], row["why"]
+    if served:
+        missing = PARTIAL.get(row["id"], why)
+        return ("part", missing) if missing else ("works", "")
+    if scope == "out":
+        return "not covered", why
+    return "planned", f"planned: room {row['room']}" + (f", in part; {why}" if why else "")
+
+
+def _text(paper: Paper) -> str:
+    return " ".join([f"#{paper.id}", paper.slug, paper.title, paper.line, *paper.served_by]).lower()

@@ -1,0 +1,1 @@
+"""What a length will cost on this machine, before it is spent."""

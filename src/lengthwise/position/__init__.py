@@ -1,0 +1,1 @@
+"""Where a key stands: one file per method."""

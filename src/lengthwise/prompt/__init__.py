@@ -1,0 +1,1 @@
+"""What of the input is put before the model: one file per method."""
