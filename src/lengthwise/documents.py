@@ -223,7 +223,7 @@ class _VisibleText(HTMLParser):
             self.parts.append(data)
             return
         text = re.sub(r"[ \t\r\n\f]+", " ", data)
-        if not self.parts or self.parts[-1][-1:] in {" ", "\n"}:
+        if self._blank():
             text = text.lstrip(" ")
         if text:
             self.parts.append(text)
@@ -233,8 +233,12 @@ class _VisibleText(HTMLParser):
             self.parts.append("\n\n")
         elif tag in self.LINES:
             self.parts.append("\n")
-        elif tag in {"td", "th"}:
+        elif tag in {"td", "th"} and not self._blank():
             self.parts.append(" ")
+
+    def _blank(self) -> bool:
+        """Whether the text so far ends in a blank or has not begun."""
+        return not self.parts or self.parts[-1][-1:] in {" ", "\n"}
 
 
 def _pdf(data: bytes, name: str) -> str:

@@ -73,9 +73,9 @@ class LmInfinite(Windowed):
         return False
 
     def frames(self, facts: ModelFacts) -> tuple[Frame, ...]:
-        """Window: as it is. Beyond it: query at the limit, key at 0."""
-        window = self._window(facts)
-        return Frame(high=window), Frame(low=window, query=at(self.limit or window), key=UNROTATED)
+        """Up to the limit: as it is. Beyond it: query at the limit, key at 0."""
+        limit = self.limit or self._window(facts)
+        return Frame(high=limit), Frame(low=limit, query=at(limit), key=UNROTATED)
 
     def visible(self, view: View) -> Visible:
         """Sinks and window."""
@@ -86,7 +86,8 @@ class LmInfinite(Windowed):
         facts, kv = view.facts, view.kv
         window = self._window(facts)
         stop = int(torch.searchsorted(kv.positions, view.stop - 1 - window, right=True))
-        if not self.top_k or view.layer < self.top_k_layer or stop - self.sinks < self.top_k:
+        wanted = self.top_k and view.ends_pass and view.layer >= self.top_k_layer
+        if not wanted or stop - self.sinks < self.top_k:
             return []
         distance = self.top_k_distance or window // 2
         heads, rows, dim = view.q.shape
@@ -95,6 +96,8 @@ class LmInfinite(Windowed):
         v = kv.values.read(self.sinks, stop)
         groups = heads // k.shape[0]
         logits = (q.reshape(k.shape[0], groups, dim).float() @ k.float().transpose(1, 2)) * view.scale
+        if view.softcap is not None:
+            logits = view.softcap * torch.tanh(logits / view.softcap)
         best, slots = logits.topk(self.top_k, dim=-1)  # [Hkv, groups, k]
         chosen = v.gather(1, slots.flatten(1)[..., None].expand(-1, -1, dim)).view(*slots.shape, dim).float()
         lse = torch.full((heads, rows), float("-inf"), device=q.device)

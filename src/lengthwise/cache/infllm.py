@@ -153,5 +153,12 @@ class Infllm(Positions, Selects, Observes, Stores):
             b = min(units, a + 64)
             keys = view.kv.keys[UNROTATED].read(self.init + a * self.block, self.init + b * self.block).float()
             best[..., a:b] = (q @ keys.transpose(1, 2)).reshape(*q.shape[:2], -1, self.block).amax(-1)
+        if view.softcap is not None:
+            best = view.softcap * torch.tanh(best / view.softcap)
         view.receipt.pairs += view.q.shape[0] * view.q.shape[1] * units * self.block
-        return best.softmax(-1).amax((0, 1))
+        # compare log(p / (1 - p)) instead of p = softmax(best): the same order, but p near 1 does not round to a tie
+        p = best.softmax(-1)
+        odds = p.log() - torch.log1p(-p)
+        top = best.argmax(-1, keepdim=True)
+        others = best.scatter(-1, top, float("-inf")).logsumexp(-1, keepdim=True)
+        return odds.scatter(-1, top, best.gather(-1, top) - others).amax((0, 1))

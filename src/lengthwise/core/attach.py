@@ -16,7 +16,7 @@ from lengthwise.core.frames import NATIVE, stay
 from lengthwise.core.ledger import LayerReceipt, Ledger
 from lengthwise.core.plan import LayerPlan, plan_layers
 from lengthwise.core.rope import Rope
-from lengthwise.core.seams import Selects
+from lengthwise.core.seams import Prompts, Selects
 from lengthwise.core.session import BLOCK, LayerSlot, Session, Watch
 from lengthwise.core.stack import Stack, refusals
 from lengthwise.errors import BadInput, NothingFired, StackRefused
@@ -93,31 +93,52 @@ class Run:
         A `cache` that has read the first tokens of input_ids goes on where it was. `attention_mask` [B, N] marks left
         padding. `stop` is asked between chunks; when it says so, the cache is returned as far as it has read.
         """
-        if any(m.spec.seams == ("prompt",) for m in self.stack.methods):
+        if any(isinstance(m, Prompts) for m in self.stack.methods):
             raise BadInput(
-                f"{self.stack} needs the question apart from the text: use lengthwise.ask(...) (run.prefill would ignore it)"
+                f"'{self.stack}' needs the question apart from the text: use lengthwise.ask (run.prefill would ignore it)"
             )
         cache = cache if cache is not None else self.cache(input_ids.shape[1] + 256)
         total = input_ids.shape[1] - 1
-        chunk = self._chunk(chunk)
+        for b in self.feed(input_ids[:, :total], cache, attention_mask=attention_mask, chunk=chunk):
+            if progress is not None:
+                progress(b, total)
+            if stop is not None and stop():
+                break
+        return cache
+
+    @torch.no_grad()
+    def feed(
+        self,
+        input_ids: Tensor,
+        cache: Session,
+        *,
+        attention_mask: Tensor | None = None,
+        chunk: int = CHUNK,
+        hidden: list[Tensor] | None = None,
+    ) -> Iterator[int]:
+        """Read what `cache` has not seen of input_ids [B, N], a chunk for each step; yields the columns seen so far.
+
+        `hidden` collects the last hidden states [B, chunk, H] of every chunk.
+        """
+        keeps = self.plans["full"].keeps
+        if keeps is not None:  # a chunk must leave room for what is kept
+            chunk = min(chunk, max(1, keeps.tokens_held(1 << 40, self.facts) // 4))
         positions = None if attention_mask is None else (attention_mask.long().cumsum(1) - 1).clamp(min=0)
         device = next(self.model.parameters()).device
-        with self.ledger.timing("prefill"):
-            for a in range(cache.get_seq_length(), total, chunk):
-                if stop is not None and stop():
-                    break
-                b = min(total, a + chunk)
-                self.anatomy.decoder(
+        for a in range(cache.get_seq_length(), input_ids.shape[1], chunk):
+            b = min(input_ids.shape[1], a + chunk)
+            with torch.no_grad(), self.ledger.timing("prefill"):
+                out = self.anatomy.decoder(
                     input_ids=input_ids[:, a:b].to(device),
                     attention_mask=None if attention_mask is None else attention_mask[:, :b].to(device),
                     position_ids=None if positions is None else positions[:, a:b].to(device),
                     past_key_values=cache,
                     use_cache=True,
                 )
-                self.ledger.tokens_read += (b - a) * input_ids.shape[0]
-                if progress is not None:
-                    progress(b, total)
-        return cache
+            self.ledger.tokens_read += (b - a) * input_ids.shape[0]
+            if hidden is not None:
+                hidden.append(out[0])
+            yield b
 
     @torch.no_grad()
     def losses(self, input_ids: Tensor, *, chunk: int = CHUNK, progress: Progress | None = None) -> Tensor:
@@ -125,19 +146,20 @@ class Run:
         cache = self.cache(input_ids.shape[1])
         out: list[Tensor] = []
         total = input_ids.shape[1] - 1
-        chunk = self._chunk(chunk)
-        with self.ledger.timing("prefill"):
-            for a in range(0, total, chunk):
-                b = min(total, a + chunk)
-                hidden = self.anatomy.decoder(input_ids=input_ids[:, a:b], past_key_values=cache, use_cache=True)[0]
-                for c in range(a, b, 256):
-                    d = min(b, c + 256)
-                    logits = compat.logits_of(self.model, hidden[0, c - a : d - a]).float()
-                    out.append(torch.nn.functional.cross_entropy(logits, input_ids[0, c + 1 : d + 1], reduction="none"))
-                self.ledger.tokens_read += b - a
-                if progress is not None:
-                    progress(b, total)
+        hidden: list[Tensor] = []
+        for b in self.feed(input_ids[:, :total], cache, chunk=chunk, hidden=hidden):
+            states = hidden.pop()[0]
+            targets = input_ids[0, b - len(states) + 1 : b + 1]
+            for some, wanted in zip(states.split(256), targets.split(256), strict=True):
+                logits = compat.logits_of(self.model, some).float()
+                out.append(torch.nn.functional.cross_entropy(logits, wanted.to(logits.device), reduction="none").cpu())
+            if progress is not None:
+                progress(b, total)
         return torch.cat(out)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """The language-model head on hidden states [..., H]: logits [..., V]."""
+        return compat.logits_of(self.model, hidden)
 
     @contextmanager
     def watching(self, cache: Session) -> Iterator[Watch]:
@@ -172,7 +194,7 @@ class Run:
             self.ledger.acted[select.spec.name] += narrowed
         if plan.position is not None and not isinstance(plan.position, Selects):
             self.ledger.consulted[plan.position.spec.name] += 1
-            moved = any(p.frame.query is not stay or p.frame.key != NATIVE for p in pieces) or plan.in_cache
+            moved = any(p.frame.query is not stay or p.frame.key != NATIVE for p in pieces)
             changed = plan.rope is not self.ropes["full"] or plan.rotates_on_read
             self.ledger.acted[plan.position.spec.name] += moved or changed
 
@@ -188,12 +210,6 @@ class Run:
             if slot.plan.kind == "full" and {"format", "tier"} & set(method.spec.seams):
                 self.ledger.consulted[method.spec.name] += 1
                 self.ledger.acted[method.spec.name] += any(kv.values.cold_tokens > 0 for kv in slot.rows)
-
-    def _chunk(self, chunk: int) -> int:
-        keeps = self.plans["full"].keeps
-        if keeps is not None:
-            chunk = min(chunk, max(1, keeps.tokens_held(1 << 40, self.facts) // 4))
-        return chunk
 
     def _check_fired(self, plain: int) -> None:
         ran = any(layer.queries for layer in self.ledger.layers)

