@@ -57,9 +57,7 @@ class Reference:
         base = config.rope_parameters["rope_theta"]
         self.theta = base ** (-torch.arange(0, self.dim, 2, dtype=torch.float64) / self.dim)
         empty = torch.zeros(config.num_key_value_heads, 0, self.dim, dtype=torch.float64)
-        self.held = [
-            Held(i, empty, empty, torch.zeros(0, dtype=torch.long)) for i in range(config.num_hidden_layers)
-        ]
+        self.held = [Held(i, empty, empty, torch.zeros(0, dtype=torch.long)) for i in range(config.num_hidden_layers)]
         self.read_so_far = 0
         self.observers: list[Callable[[Held, Tensor, Tensor], None]] = []
 

@@ -37,6 +37,8 @@ Progress = Callable[[str, int, int], None]  # (what is being done, tokens done, 
 class Interrupted(LengthwiseError):
     """Reading was stopped; what had been read is saved, if there was somewhere to save it."""
 
+    exit_code = 130
+
 
 @dataclass
 class Answer:
@@ -194,7 +196,9 @@ def frame(question: str, tokenizer: Any) -> Prompt:
     head, tail = "", "\nAnswer:"
     if getattr(tokenizer, "chat_template", None):
         mark = "\u241fTEXT\u241f"
-        chat = tokenizer.apply_chat_template([{"role": "user", "content": mark}], tokenize=False, add_generation_prompt=True)
+        chat = tokenizer.apply_chat_template(
+            [{"role": "user", "content": mark}], tokenize=False, add_generation_prompt=True
+        )
         head, _, tail = chat.partition(mark)
 
     def tokens(text: str) -> Tensor:
@@ -286,26 +290,25 @@ class Reader:
             self.probes[a, b, index] = Probe(logp[rows, prompt.question], logp[-1].clone())
 
     def answer(self, index: int, kept: Tensor, most: int) -> tuple[str, Watch]:
-        """Read the kept tokens (indices [n]) and a question, then write; watches attention from the question on."""
+        """Read the kept tokens (indices [n]) and a question, then write; watches attention while it writes."""
         prompt = self.prompts[index]
         before = torch.cat([prompt.head, self.ids[kept]])
         full = torch.cat([before, prompt.after])[None]
         cache = self._read(before, len(full[0]) + most, last=index == len(self.prompts) - 1)
         device = next(self.run.model.parameters()).device
-        with self.run.watching(cache) as watch:
-            for _ in self.run.feed(full[:, :-1], cache):
-                pass
-            self.progress("writing", 0, most)
-            ids = full.to(device)
-            with self.run.ledger.timing("decode"):
-                out = self.run.model.generate(
-                    ids,
-                    attention_mask=torch.ones_like(ids),
-                    past_key_values=cache,
-                    max_new_tokens=most,
-                    do_sample=False,
-                    pad_token_id=self.tokenizer.eos_token_id,
-                )
+        for _ in self.run.feed(full[:, :-1], cache):
+            pass
+        self.progress("writing", 0, most)
+        ids = full.to(device)
+        with self.run.watching(cache) as watch, self.run.ledger.timing("decode"):
+            out = self.run.model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                past_key_values=cache,
+                max_new_tokens=most,
+                do_sample=False,
+                pad_token_id=self.tokenizer.eos_token_id,
+            )
         written = out[0, full.shape[1] :]
         self.run.ledger.tokens_written += len(written)
         self.progress("writing", most, most)

@@ -40,13 +40,16 @@ def passages(mass: Tensor, offsets: list[tuple[int, int]], corpus: Corpus, most:
     if total <= 0 or not offsets:
         return []
     width = min(SPAN, len(mass))
-    sums = mass.double().unfold(0, width, 1).sum(-1)
+    windows = mass.double().unfold(0, width, 1)
+    sums = windows.sum(-1)
+    middle = torch.arange(width, dtype=torch.float64) - (width - 1) / 2
+    centred = windows @ (1 - middle.abs() / width)  # of windows with the same tokens, the one with them in the middle
     free = torch.ones(len(sums), dtype=torch.bool)
     found: list[Passage] = []
     while len(found) < most and bool(free.any()):
-        at = int(torch.where(free, sums, -1.0).argmax())
+        at = int(torch.where(free, centred, -1.0).argmax())
         free[max(0, at - width + 1) : at + width] = False
-        if sums[at] <= 0 or (found and sums[at] < 0.02 * sums.max()):
+        if sums[at] <= 0 or (found and centred[at] < 0.02 * centred.max()):
             break
         start, end = _grow(corpus.text, offsets[at][0], offsets[at + width - 1][1])
         share = float(sums[at]) / total

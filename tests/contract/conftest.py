@@ -3,9 +3,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-import tiny
 import torch
 from transformers import PreTrainedModel
+
+import tiny
 
 
 @pytest.fixture(scope="session")

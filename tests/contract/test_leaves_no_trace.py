@@ -6,12 +6,12 @@ import itertools
 from typing import Any
 
 import pytest
-import tiny
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 import lengthwise
+import tiny
 from lengthwise.core import compat
 from lengthwise.core.attach import Run
 from lengthwise.errors import LengthwiseError, SessionError
@@ -34,7 +34,9 @@ def snapshot(model: PreTrainedModel) -> dict[str, Any]:
         "attention": [c._attn_implementation for c in configs.values()],
         "modules": [(name, type(m), id(m)) for name, m in model.named_modules()],
         "attributes": [sorted(vars(m)) for m in model.modules()],
-        "hooks": [{k: list(getattr(m, k)) for k in hooks if hasattr(getattr(m, k), "__iter__")} for m in model.modules()],
+        "hooks": [
+            {k: list(getattr(m, k)) for k in hooks if hasattr(getattr(m, k), "__iter__")} for m in model.modules()
+        ],
         "buffers": {name: (id(b), b.clone().tolist()) for name, b in model.named_buffers()},
         "parameters": [(name, id(p), p._version) for name, p in model.named_parameters()],
         "generation": model.generation_config.to_dict(),

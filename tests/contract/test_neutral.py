@@ -6,12 +6,12 @@ import functools
 from typing import Any
 
 import pytest
-import tiny
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
+import tiny
 from lengthwise.core import compat, registry
 from lengthwise.core.attach import Run
 from lengthwise.core.spec import Method

@@ -8,18 +8,18 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
-import tiny
 import torch
 import transformers as tf
-from reference import Held, Reference, Rule, distances
 from torch import Tensor
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 import lengthwise
+import tiny
 from lengthwise.core import compat
 from lengthwise.core.attach import Run
 from lengthwise.core.grammar import parse
 from lengthwise.core.seams import Positions
+from reference import Held, Reference, Rule, distances
 
 IDS = tiny.tokens(150)[0]
 
@@ -144,7 +144,7 @@ def test_logits_are_those_of_transformers(architecture: str, text: str, rope: di
     name = text.partition(":")[0]
     assert run.ledger.acted[name] > 0
     assert (got - tiny.plain_logits(tiny.model(architecture), ids[None])[0]).abs().max() > 1e-2
-    for chunks, block in ([([length], 37), ([100, *[25] * (length // 25 - 4)], 16)] if length == 150 else []):
+    for chunks, block in [([length], 37), ([100, *[25] * (length // 25 - 4)], 16)] if length == 150 else []:
         again, _ = run_logits(text, tiny.model(architecture), ids, chunks, block)
         torch.testing.assert_close(again, expected, atol=2e-4, rtol=1e-4)
 
@@ -282,7 +282,9 @@ def test_every_rotary_layout(architecture: str, text: str) -> None:
     ids = IDS[:length]
     if text.startswith("lm-infinite"):  # what is not seen is left out
         keep = torch.cat([torch.arange(4), torch.arange(length - 16, length)])
-        expected = tiny.plain_logits(model, ids[None, keep], position_ids=100 - back[None, keep], attention_mask=mask[:, keep])
+        expected = tiny.plain_logits(
+            model, ids[None, keep], position_ids=100 - back[None, keep], attention_mask=mask[:, keep]
+        )
     else:
         expected = tiny.plain_logits(model, ids[None], position_ids=100 - back[None], attention_mask=mask)
     got, _ = run_logits(text, model, ids)

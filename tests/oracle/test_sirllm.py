@@ -6,16 +6,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-import tiny
 import torch
-from reference import Held, Reference, distances
 from torch import Tensor
 
 import lengthwise
+import tiny
 from lengthwise.cache.sirllm import SLACK, Sirllm
 from lengthwise.core.attach import Run
 from lengthwise.core.frames import NATIVE, UNROTATED
 from lengthwise.core.session import Session
+from reference import Held, Reference, distances
 
 
 class Oracle:

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-import tiny
 import torch
-from reference import Held, Reference, Rule, distances, plain
 from torch import Tensor
 
 import lengthwise
+import tiny
 from lengthwise.core.attach import Run
+from reference import Held, Reference, Rule, distances, plain
 
 MODELS = ("llama", "llama-mha")
 

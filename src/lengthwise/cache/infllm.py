@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from lengthwise.cache.offload import Tier, arena_on, refuse_ram_on_cpu
+from lengthwise.cache.offload import Tier, arena_on
 from lengthwise.core.arena import Arena
 from lengthwise.core.facts import ModelFacts
 from lengthwise.core.frames import UNROTATED, Frame, Visible, at
@@ -37,7 +37,7 @@ class Infllm(Positions, Selects, Observes, Stores):
     reps: int = param(4, "representative tokens of a unit (rule=published)")
     chunk: int = param(512, "queries that share a lookup")
     rule: Literal["published", "max"] = param("published", "how units are scored; max finds far more on small models")
-    to: Tier = param("auto", "where units lie: auto is RAM for a model on a GPU and disk for one on the CPU")
+    to: Tier = param("auto", "where units lie: auto is host RAM for a model on a GPU and disk for one on the CPU")
     cached: int = param(32, "units that an LRU keeps in memory, per layer and lane")
     folder: str | None = param(None, "where to put the units' file; none: the system's folder for temporary files")
 
@@ -54,7 +54,7 @@ class Infllm(Positions, Selects, Observes, Stores):
         source="arXiv 2402.04617, sections 3.1-3.3; defaults of the released configuration for Mistral-7B; "
         "representatives by attention weight and averaged, as released (the paper: mean dot product)",
         exact_when="the input is no longer than the local window",
-        refuses="a local window beyond the trained one; fewer cached than looked-up units; to=ram on a CPU model",
+        refuses="a local window beyond the trained one; fewer cached than looked-up units",
         simplified="distances split exactly at the local window (the released code counts some boundary keys twice)",
         neutral={"local": 1 << 20, "to": "disk"},
         test="tests/oracle/test_infllm.py",
@@ -68,11 +68,10 @@ class Infllm(Positions, Selects, Observes, Stores):
         self.require(self.cached >= self.top, "cached must be at least top, or every lookup reads its units again")
 
     def check(self, model: ModelFacts | None, others: Sequence[Method]) -> list[str]:
-        """Trained distances only, and no silent no-op."""
-        reasons = refuse_ram_on_cpu(self.to, model)
+        """Trained distances only."""
         if model is not None and model.window < self.local < 1 << 20:
-            reasons.append(f"local={self.local} is beyond the trained window of {model.window}")
-        return reasons
+            return [f"local={self.local} is beyond the trained window of {model.window}"]
+        return []
 
     def queries_at_once(self) -> int:
         """A chunk shares its lookup."""
@@ -107,9 +106,13 @@ class Infllm(Positions, Selects, Observes, Stores):
         """Only the published rule weighs tokens, and not while everything is within the local window."""
         return self.rule == "published"
 
+    def wants(self, frame: Frame) -> bool:
+        """Only weights within the local window count."""
+        return frame.low == 0
+
     def observe(self, view: View, frame: Frame, slots: Tensor, weights: Tensor) -> None:
         """Add up the weight that tokens draw while they are local."""
-        if frame.low > 0:
+        if not self.wants(frame):
             return
         first = view.state.get("scored_from", 0)
         score = view.state.get("score", torch.zeros(weights.shape[0], 0))

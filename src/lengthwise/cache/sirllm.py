@@ -76,7 +76,8 @@ class Sirllm(Positions, Keeps):
         room = max(self.size - coming, self.sinks)
         kept = torch.zeros(n, dtype=torch.bool)
         kept[: self.sinks] = True
-        assert view.surprise is not None and view.ages is not None
+        assert view.surprise is not None
+        assert view.ages is not None
         worth = view.surprise * self.decay ** view.ages.float()
         count = min(max(0, self.entropy - coming), room - self.sinks, n)
         kept[worth.sort(descending=True, stable=True).indices[:count]] = True

@@ -11,6 +11,7 @@ import typer
 
 from lengthwise import __version__
 from lengthwise.cli import _errors
+from lengthwise.cli.ask import ask
 from lengthwise.cli.doctor import doctor
 from lengthwise.cli.download import download
 from lengthwise.cli.explain import explain
@@ -41,20 +42,20 @@ def top(
     """Read, think and write at lengths a language model was not built for, and see what each length cost."""
 
 
-def _epilog(lines: Sequence[str]) -> str | None:
-    """The examples, one a line; brackets must not be read as markup."""
-    text = "\n".join(["Examples:", *(f"$ {line}" for line in lines)])
-    return text.replace("[", "\\[") if lines else None
+def _epilog(command: Callable[..., Any]) -> str | None:
+    """The EPILOG of the command's module, an example a line; brackets must not be read as markup."""
+    text = getattr(sys.modules[command.__module__], "EPILOG", "")
+    title, *lines = [line.strip() for line in text.splitlines() if line.strip()] or [""]
+    return "\n".join([title, *(f"$ {line}" for line in lines)]).replace("[", "\\[") or None
 
 
 def _register(*commands: Callable[..., Any]) -> None:
-    """Add commands in the order of the help page; their examples become the end of their own."""
+    """Add commands in the order of the help page."""
     for command in commands:
-        lines = getattr(command, "examples", ())
-        app.command(command.__name__, epilog=_epilog(lines))(command)
+        app.command(command.__name__, epilog=_epilog(command))(command)
 
 
-_register(plan, explain, methods, papers, download, doctor)
+_register(ask, plan, explain, methods, papers, download, doctor)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

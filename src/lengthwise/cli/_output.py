@@ -1,11 +1,11 @@
-"""What the commands share: tables that fit 80 columns, JSON, sizes and times as people write them, examples."""
+"""What the commands share: tables that fit 80 columns, JSON, sizes and times as people write them."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -14,18 +14,6 @@ from rich.table import Table
 from rich.text import Text
 
 from lengthwise.core.ledger import si
-
-Command = TypeVar("Command", bound=Callable[..., Any])
-
-
-def examples(*lines: str) -> Callable[[Command], Command]:
-    """The examples at the end of a command's help."""
-
-    def mark(command: Command) -> Command:
-        command.examples = lines  # type: ignore[attr-defined]
-        return command
-
-    return mark
 
 
 def console(*, stderr: bool = False) -> Console:

@@ -27,13 +27,34 @@ EPILOG = """Examples:
 
 
 def ask(
-    files: Annotated[list[str], typer.Argument(metavar="FILE…", help="Text, Markdown, reStructuredText, HTML, Python or PDF files; - is standard input.")],
-    question: Annotated[list[str], typer.Option("--question", "-q", help="The question; give several to read the text once for all.")],
-    model: Annotated[str, typer.Option("--model", "-m", help="smollm2, a local folder, a GGUF file, or a hub id.")] = "smollm2",
-    stack: Annotated[str, typer.Option("--stack", "-s", help="Methods in the stack grammar, or auto (see: lengthwise methods).")] = "auto",
+    files: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="FILE…", help="Text, Markdown, reStructuredText, HTML, Python or PDF files; - is standard input."
+        ),
+    ],
+    question: Annotated[
+        list[str], typer.Option("--question", "-q", help="The question; give several to read the text once for all.")
+    ],
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="smollm2, a local folder, a GGUF file, or a hub id.")
+    ] = "smollm2",
+    stack: Annotated[
+        str, typer.Option("--stack", "-s", help="Methods in the stack grammar, or auto (see: lengthwise methods).")
+    ] = "auto",
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Most tokens to write.")] = 64,
-    save: Annotated[str | None, typer.Option("--save", metavar="DIR", help="Keep what was read here; asking again, or after an interruption, goes on from it.")] = None,
-    memory: Annotated[str | None, typer.Option("--memory", metavar="SIZE", help="Memory to plan for, such as 2GB; by default what is free.")] = None,
+    save: Annotated[
+        str | None,
+        typer.Option(
+            "--save",
+            metavar="DIR",
+            help="Keep what was read here; asking again, or after an interruption, goes on from it.",
+        ),
+    ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option("--memory", metavar="SIZE", help="Memory to plan for, such as 2GB; by default what is free."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON alone on standard output.")] = False,
 ) -> None:
     """Answer a question from files of any length, with the passages the model attended to and what it cost."""

@@ -14,8 +14,14 @@ from typing import Any
 
 import typer
 
-from lengthwise.cli._output import console, examples, print_json, size, table
+from lengthwise.cli._output import console, print_json, size, table
 
+EPILOG = """Examples:
+
+  lengthwise doctor
+
+  lengthwise doctor --json
+"""
 JSON = typer.Option(False, "--json", help="Print JSON (docs/json.md).")
 VERSION = 1
 TOLERANCE = 1e-5  # float32 logits, the house's rule for exact
@@ -32,7 +38,6 @@ class Check:
     text: str
 
 
-@examples("lengthwise doctor", "lengthwise doctor --json")
 def doctor(as_json: bool = JSON) -> None:
     """Check that the core works here, and say what is there: versions, extras, models, disk and memory.
 

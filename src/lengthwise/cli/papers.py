@@ -6,22 +6,25 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from lengthwise.cli._output import console, examples, facts, note, print_json, table
+from lengthwise.cli._output import console, facts, note, print_json, table
 from lengthwise.errors import BadParameter
 
 if TYPE_CHECKING:
     from lengthwise.papers import Paper
 
-WORDS = typer.Argument(None, metavar="[WORDS]...", help="Show papers in which every word occurs; a number shows one.")
+EPILOG = """Examples:
+
+  lengthwise papers streaming attention
+
+  lengthwise papers 11
+
+  lengthwise papers --status works --json
+"""
+WORDS = typer.Argument(None, metavar="WORDS", help="Show papers in which every word occurs; a number shows one.")
 STATUS = typer.Option(None, "--status", "-s", help="Only works, part, planned, or not-covered.")
 JSON = typer.Option(False, "--json", help="Print a list of papers as JSON (docs/json.md).")
 
 
-@examples(
-    "lengthwise papers streaming attention",
-    "lengthwise papers 11",
-    "lengthwise papers --status works --json",
-)
 def papers(words: list[str] | None = WORDS, status: str | None = STATUS, as_json: bool = JSON) -> None:
     """Search the papers that Lengthwise covers, plans, or leaves out with a reason."""
     from lengthwise.papers import STATUSES, search, to_json

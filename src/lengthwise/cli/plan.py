@@ -7,12 +7,20 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from lengthwise.cli._output import bullets, console, examples, facts, flops, note, print_json, seconds, size, table
+from lengthwise.cli._output import bullets, console, facts, flops, note, print_json, seconds, size, table
 from lengthwise.errors import BadInput
 
 if TYPE_CHECKING:
     from lengthwise.plan.plan import Plan
 
+EPILOG = """Examples:
+
+  lengthwise plan --length 128k
+
+  lengthwise plan --model ./my-model --length 1m --memory 8GB
+
+  lengthwise plan --length 32k --stack 'lm-infinite + int8' --stack infllm --json
+"""
 MODEL = typer.Option("smollm2", "--model", "-m", help="Packaged name, folder, GGUF file or hub id.")
 LENGTH = typer.Option(..., "--length", "-n", help="Tokens to read: 5000, 128k (131,072), 1m (1,048,576).")
 STACK = typer.Option(None, "--stack", "-s", help="A stack to judge; may be repeated. Default: a choice of them.")
@@ -21,11 +29,6 @@ DTYPE = typer.Option(None, "--dtype", help="float32, bfloat16 or float16. Defaul
 JSON = typer.Option(False, "--json", help="Print JSON (docs/json.md).")
 
 
-@examples(
-    "lengthwise plan --length 128k",
-    "lengthwise plan --model ./my-model --length 1m --memory 8GB",
-    "lengthwise plan --length 32k --stack 'lm-infinite + int8' --stack infllm --json",
-)
 def plan(
     model: str = MODEL,
     length: str = LENGTH,

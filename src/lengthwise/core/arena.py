@@ -34,23 +34,26 @@ class Arena(Protocol):
 
 
 class Ram:
-    """In the memory of the host, doubling when full."""
+    """In memory, by default the host's, doubling when full."""
 
     on_disk = False
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device | None = None) -> None:
+        self._device = device or torch.device("cpu")
         self._parts: list[Tensor] = []
         self._n = 0
 
     def append(self, parts: tuple[Tensor, ...]) -> None:
         """Add tokens."""
         if not self._parts:
-            self._parts = [torch.empty(0, *p.shape[1:], dtype=p.dtype) for p in parts]
+            self._parts = [torch.empty(0, *p.shape[1:], dtype=p.dtype, device=self._device) for p in parts]
         end = self._n + parts[0].shape[0]
         for i, part in enumerate(parts):
             held = self._parts[i]
             if end > held.shape[0]:
-                grown = torch.empty(max(end, int(1.5 * held.shape[0])), *held.shape[1:], dtype=held.dtype)
+                grown = torch.empty(
+                    max(end, int(1.5 * held.shape[0])), *held.shape[1:], dtype=held.dtype, device=self._device
+                )
                 grown[: self._n] = held[: self._n]
                 self._parts[i] = held = grown
             held[self._n : end] = part.to(held.device)
@@ -58,12 +61,12 @@ class Ram:
 
     def read(self, where: slice | Tensor) -> tuple[Tensor, ...]:
         """The tokens at `where`."""
-        return tuple(p[where] for p in self._parts)
+        return tuple(p[where if isinstance(where, slice) else where.to(p.device)] for p in self._parts)
 
     def keep(self, slots: Tensor) -> None:
         """Drop the rest."""
         for part in self._parts:
-            part[: len(slots)] = part[slots]
+            part[: len(slots)] = part[slots.to(part.device)]
         self._n = len(slots)
 
     def nbytes(self) -> int:
@@ -111,8 +114,9 @@ class Disk:
         return sum(path.stat().st_size for path, _, _ in self._files)
 
     def _read_one(self, path: Path, shape: tuple[int, ...], dtype: torch.dtype, where: slice | Tensor) -> Tensor:
+        nothing = torch.empty(0, *shape, dtype=dtype)
         if path.stat().st_size == 0:
-            return torch.empty(0, *shape, dtype=dtype)
+            return nothing
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
             row = view.size() // self._n
             table = np.ndarray((self._n, row), dtype=np.uint8, buffer=view)
@@ -120,6 +124,8 @@ class Disk:
             del table
             if hasattr(mmap, "MADV_DONTNEED"):
                 view.madvise(mmap.MADV_DONTNEED)
+        if len(picked) == 0:  # no bytes to view as another type
+            return nothing
         return torch.from_numpy(picked).view(dtype).view(picked.shape[0], *shape)
 
 

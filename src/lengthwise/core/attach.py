@@ -88,14 +88,14 @@ class Run:
         progress: Progress | None = None,
         stop: Callable[[], bool] | None = None,
     ) -> Session:
-        """Read input_ids [B, N] but for the last token, in chunks, into a cache that `generate(input_ids)` goes on from.
+        """Read input_ids [B, N] but for the last token, in chunks, into a cache for `generate(input_ids)`.
 
         A `cache` that has read the first tokens of input_ids goes on where it was. `attention_mask` [B, N] marks left
         padding. `stop` is asked between chunks; when it says so, the cache is returned as far as it has read.
         """
         if any(isinstance(m, Prompts) for m in self.stack.methods):
             raise BadInput(
-                f"'{self.stack}' needs the question apart from the text: use lengthwise.ask (run.prefill would ignore it)"
+                f"'{self.stack}' needs the question apart from the text: use lengthwise.ask (a prefill would ignore it)"
             )
         cache = cache if cache is not None else self.cache(input_ids.shape[1] + 256)
         total = input_ids.shape[1] - 1
@@ -150,7 +150,7 @@ class Run:
         for b in self.feed(input_ids[:, :total], cache, chunk=chunk, hidden=hidden):
             states = hidden.pop()[0]
             targets = input_ids[0, b - len(states) + 1 : b + 1]
-            for some, wanted in zip(states.split(256), targets.split(256), strict=True):
+            for some, wanted in zip(torch.split(states, 256), torch.split(targets, 256), strict=True):
                 logits = compat.logits_of(self.model, some).float()
                 out.append(torch.nn.functional.cross_entropy(logits, wanted.to(logits.device), reduction="none").cpu())
             if progress is not None:

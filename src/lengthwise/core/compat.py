@@ -1,4 +1,4 @@
-"""Everything that depends on the transformers version: finding a model's parts, taking over its attention, giving it back.
+"""Everything that depends on the transformers version: finding a model's parts, taking over its attention and back.
 
 One attention function and one mask function are registered under NAME. While a model is attached its configs name
 them, its rotary module is a `Switch`, and hooks on its decoder tell which session, if any, a forward pass belongs to.

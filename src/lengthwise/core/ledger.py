@@ -36,7 +36,7 @@ class LayerReceipt:
 
 @dataclass
 class Ledger:
-    """Totals over a run. Seconds are wall clock; `cpu_seconds` counts all threads; `peak_rss` is the process's, bytes."""
+    """Totals over a run. Seconds are wall clock; `cpu_seconds` counts all threads; `peak_rss` is the process's."""
 
     stack: str = "dense"
     model: str = ""

@@ -15,7 +15,7 @@ from lengthwise.core.store import Layout
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """How one kind of layer runs. `raw`: queries and keys arrive un-rotated. `rules`: the model's own sliding window."""
+    """How one kind of layer runs. `raw`: queries and keys arrive un-rotated. `rules`: the model's sliding window."""
 
     kind: LayerKind
     frames: tuple[Frame, ...]

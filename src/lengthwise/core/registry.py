@@ -1,4 +1,4 @@
-"""Finds methods by name. A method is a file of a room; its file name is its name. Nothing is imported until asked for."""
+"""Finds methods by name. A method is a file of a room; its file name is its name. Imported when asked for."""
 
 from __future__ import annotations
 

@@ -127,6 +127,10 @@ class Observes(Method):
         """Whether this block's weights are wanted."""
         return True
 
+    def wants(self, frame: Frame) -> bool:
+        """Whether the weights in this frame are wanted."""
+        return True
+
 
 @dataclass(frozen=True)
 class Probe:

@@ -89,7 +89,9 @@ class LayerSlot(CacheLayerMixin):  # type: ignore[misc]
 
     def crop(self, *_: int) -> None:
         """Tokens that a method dropped or coded on the way cannot be had back; going back is refused."""
-        raise LengthwiseError("a Lengthwise cache cannot go back: assisted and prompt-lookup decoding are not supported")
+        raise LengthwiseError(
+            "a Lengthwise cache cannot go back: assisted and prompt-lookup decoding are not supported"
+        )
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Beam search would need a copy of every row for each step; it is refused."""
@@ -153,7 +155,7 @@ class Session(Cache):  # type: ignore[misc]
             most = min(keeps.tokens_held(1 << 40, self.run.facts) // 2, self.run.block)
             if tokens > most:
                 raise BadInput(
-                    f"{keeps.spec.name} scores tokens between forward passes: read {tokens:,} tokens with run.prefill(...), "
+                    f"{keeps.spec.name} scores tokens between passes: read {tokens:,} tokens with run.prefill(...), "
                     f"or set generation_config.prefill_chunk_size to at most {most}"
                 )
         self.pads = pads
@@ -170,7 +172,8 @@ class Session(Cache):  # type: ignore[misc]
 
     def attend(self, slot: LayerSlot, q: Tensor, scale: float, softcap: float | None) -> Tensor:
         """The attention step of one layer: q [B, Hq, C, D] -> [B, C, Hq, D]. The keys are those given to `update`."""
-        assert slot.new is not None and self.pads is not None
+        assert slot.new is not None
+        assert self.pads is not None
         k, v = slot.new
         slot.new = None
         columns = q.shape[2]
@@ -284,6 +287,8 @@ class Session(Cache):  # type: ignore[misc]
         watch = self.watch if plan.kind == "full" else None
         if not wanting and watch is None:
             return
+        if watch is None:
+            pieces = [p for p in pieces if any(o.wants(p.frame) for o in wanting)]
         for piece, weights in step.weigh(view, pieces, rotate, softcap, lse, key_positions):
             slots = piece.indices()
             for observer in wanting:
@@ -293,7 +298,7 @@ class Session(Cache):  # type: ignore[misc]
                 watch.add(row, view.kv.positions[slots], weights)
 
     def learn(self, logits: Tensor, ids: Tensor) -> None:
-        """After a forward pass: surprisals of the tokens just read. logits [B, C, V] (of row b's columns), ids [B, C]."""
+        """After a forward pass: surprisals of the tokens just read. logits [B, C, V], ids [B, C]."""
         assert self.pads is not None
         if not self.surprise:
             self.surprise = [torch.empty(0) for _ in self.pads]
@@ -317,7 +322,10 @@ class Session(Cache):  # type: ignore[misc]
 
 
 class Watch:
-    """Sums attention weights by position, over heads, queries and layers: the raw material of evidence."""
+    """Attention by position, the raw material of evidence: the strongest head of every layer and query, summed.
+
+    Most heads spread their weight over what is near; the maximum over heads keeps those that look something up.
+    """
 
     def __init__(self) -> None:
         self.mass: dict[int, Tensor] = {}
@@ -328,5 +336,5 @@ class Watch:
         top = int(positions[-1]) + 1
         if top > len(mass):
             mass = torch.cat([mass, torch.zeros(max(top, 2 * len(mass)) - len(mass))])
-        mass.index_add_(0, positions, weights.sum((0, 1)).float().cpu())
+        mass.index_add_(0, positions, weights.amax(0).sum(0).float().cpu())
         self.mass[row] = mass

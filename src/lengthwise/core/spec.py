@@ -136,7 +136,8 @@ def format_value(value: Any) -> str:
 
 def coerce(method: str, name: str, value: Any, hint: Any) -> Any:
     """Read `value` (a string from the grammar, or a Python value) as the annotated type, or raise BadParameter."""
-    for option in typing.get_args(hint) if typing.get_origin(hint) not in (None, Literal) else (hint,):
+    options = typing.get_args(hint) if typing.get_origin(hint) not in (None, Literal) else (hint,)
+    for option in sorted(options, key=lambda o: o is not type(None)):  # 'none' is None before it is a string
         ok, result = _read(value, option)
         if ok:
             return result

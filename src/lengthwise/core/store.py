@@ -69,7 +69,9 @@ class Lane:
         self._hot_limit = layout.hot
         self._most: int | None = None
         self._codec: Codec = layout.codec or Plain()
-        self._arena: Arena | None = (layout.arena or Ram)() if layout.cold else None
+        self._arena: Arena | None = None
+        if layout.cold:
+            self._arena = layout.arena() if layout.arena else Ram(device)  # coded only: it stays on the device
         self._cold_n = 0
 
     def __len__(self) -> int:
