@@ -105,7 +105,7 @@ def table(path: Path) -> str:
     for row in rows:
         groups[row["length"], row["filler"], row["stack"]].append(row)
     out = [
-        "| length | filler | stack | found (10 % / 50 % / 90 %) | −ln p of the key, median | CPU-s, median | KV, peak |",
+        "| length | filler | stack | found (10/50/90 %) | −ln p, median | CPU-s, median | KV, peak |",
         "|---|---|---|---|---|---|---|",
     ]
     for (length, filler, stack), found in sorted(groups.items()):
@@ -134,7 +134,7 @@ def main() -> None:
         return
     torch.set_num_threads(args.threads)
     model, tokenizer = models.load("smollm2")
-    done = {line for line in args.out.read_text().splitlines()} if args.out.exists() else set()
+    done = set(args.out.read_text().splitlines()) if args.out.exists() else set()
     known = [
         {k: v for k, v in json.loads(line).items() if k in ("stack", "length", "filler", "depth", "seed")}
         for line in done

@@ -51,7 +51,8 @@ def sentence(draw: random.Random, home: dict[str, str]) -> str:
         name = draw.choice(NAMES)
         return f" {name} lives in {home.setdefault(name, draw.choice(CITIES))}."
     if kind < 0.7:
-        return f" The {draw.choice(TRAITS)} {draw.choice(THINGS)} {draw.choice(ACTS)} the {draw.choice(THINGS)} {draw.choice(WHEN)}."
+        subject = f" The {draw.choice(TRAITS)} {draw.choice(THINGS)}"
+        return f"{subject} {draw.choice(ACTS)} the {draw.choice(THINGS)} {draw.choice(WHEN)}."
     return f" {draw.choice(NAMES)} {draw.choice(ACTS)} a {draw.choice(TRAITS)} {draw.choice(THINGS)}."
 
 
@@ -64,16 +65,13 @@ def sample(tokenizer, task: str, length: int, seed: int) -> Sample:
     if task == "needle":
         values = {k: "".join(draw.choices("0123456789", k=5)) for k in draw.sample(KEYS, 8)}
         facts = [ids(f" The pass key for {k} is {v}.") for k, v in values.items()]
-        asked = [
-            (f"\nQuestion: What is the pass key for {k}? Answer: The pass key for {k} is", f" {values[k]}.")
-            for k in draw.sample(list(values), 4)
-        ]
+        question = "\nQuestion: What is the pass key for {0}? Answer: The pass key for {0} is"
+        asked = [(question.format(k), f" {values[k]}.") for k in draw.sample(list(values), 4)]
     else:
         values = {k: "".join(draw.choices("0123456789", k=4)) for k in draw.sample(KEYS, 16)}
         facts = [ids("\n{" + ",".join(f' "{k}": "{v}"' for k, v in values.items()) + " }")]
-        asked = [
-            (f'\nExtract the value of the key. Key: "{k}": "', f'{values[k]}"') for k in draw.sample(list(values), 4)
-        ]
+        question = '\nExtract the value of the key. Key: "{0}": "'
+        asked = [(question.format(k), f'{values[k]}"') for k in draw.sample(list(values), 4)]
     questions = [(ids(q), ids(a)) for q, a in asked]
     room = length - 1 - sum(map(len, facts)) - sum(len(q) + len(a) for q, a in questions)
     home: dict[str, str] = {}

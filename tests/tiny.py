@@ -74,6 +74,8 @@ def model(name: str, dtype: torch.dtype = torch.float32, attention: str | None =
     """The tiny model called `name`, the same weights at every call."""
     config = CONFIGS[name]()
     torch.manual_seed(sum(map(ord, name)))
+    if name == "gemma2" and attention is None:
+        attention = "eager"  # older transformers leave the softcap out of sdpa
     given = {"attn_implementation": attention} if attention else {}
     built = tf.AutoModelForCausalLM.from_config(config, **given).to(dtype).eval()
     assert isinstance(built, PreTrainedModel)

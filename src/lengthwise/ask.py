@@ -259,6 +259,7 @@ class Reader:
         kept = sum(b - a for a, b in choice.spans)
         ledger.acted[method.spec.name] += kept < length
         if kept < length:
+            ledger.whole = length + len(self.prompts[index]), self.run.facts.heads
             ledger.notes.append(f"{method.spec.name} kept {kept:,} of {length:,} tokens in {len(choice.spans)} spans")
         return choice
 

@@ -17,7 +17,7 @@ EDGE = 120  # characters by which a passage may grow to the end of its sentence 
 
 @dataclass(frozen=True)
 class Passage:
-    """A passage of one file: characters [start, end) and its text; `weight` is its share of all attention on the text."""
+    """A passage of one file: characters [start, end) and its text; `weight` is its share of all attention there."""
 
     file: str
     start: int

@@ -131,6 +131,15 @@ def test_integers_take_fewer_bytes(name: str, bits: int) -> None:
     assert sizes[name] < (1.5 * (16 * bits / 8 + 4) / (16 * 4) + hot) * sizes["dense"]
 
 
+@pytest.mark.parametrize("architecture", ["gemma2", "gemma3", "mistral-sliding"])
+def test_sliding_layers_hold_their_window(architecture: str) -> None:
+    with Stack([registry.get("dense")()]).on(tiny.model(architecture)) as run:
+        run.prefill(tiny.tokens(400), chunk=20)
+    sliding = [layer for layer in run.ledger.layers if layer.kind == "sliding"]
+    assert sliding
+    assert all(tiny.SLIDING <= layer.held_tokens <= 2 * tiny.SLIDING + 20 for layer in sliding)
+
+
 def test_offloaded_tokens_are_not_in_memory() -> None:
     with Stack([registry.get("offload")(hot=16, pages=1)]).on(thin()) as run:
         run.prefill(ids(3001), chunk=100)

@@ -36,7 +36,7 @@ def run_logits(
 WAYS: list[tuple[list[int], int]] = [([150], 1024), ([150], 16), ([41, 63, 37, *[1] * 9], 23)]
 
 # (base, head dimension, trained window) of models in use
-SHAPES = [(1e4, 128, 4096), (5e5, 128, 8192), (1e6, 128, 32768), (1e4, 64, 2048), (1e4, 16, 512)]
+SHAPES = [(1e4, 128, 4096), (5e5, 128, 8192), (1e6, 128, 32768), (1e4, 64, 2048), (1e4, 16, 512), (1e4, 64, 131072)]
 
 
 def config_of(base: float, dim: int, window: int, **rope: Any) -> Any:

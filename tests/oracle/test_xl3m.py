@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,7 +27,7 @@ def test_segments_cover_the_text_and_none_is_short(length: int, size: int, overl
         covered[a:b] = True
     assert covered.all()
     assert spans == sorted(set(spans))
-    gaps = [d - b for (_, b), (d, _) in zip(spans, spans[1:])]
+    gaps = [d - b for (_, b), (d, _) in itertools.pairwise(spans)]
     assert all(gap <= -min(overlap, size - 1) for gap in gaps)
 
 
@@ -33,7 +35,7 @@ def test_segments_cover_the_text_and_none_is_short(length: int, size: int, overl
 def test_union_is_the_set_of_tokens_in_order(spans: list[tuple[int, int]]) -> None:
     joined = union(spans)
     assert {i for a, b in spans for i in range(a, b)} == {i for a, b in joined for i in range(a, b)}
-    assert all(b < c for (_, b), (c, _) in zip(joined, joined[1:]))
+    assert all(b < c for (_, b), (c, _) in itertools.pairwise(joined))
 
 
 def test_certainty_is_the_entropy_of_the_next_token() -> None:
@@ -81,7 +83,7 @@ def test_the_best_segments_are_spliced_in_the_order_of_the_text() -> None:
     choice = method.choose(600, 500, probe)
     assert choice.spans == ((100, 200), (300, 400))
     assert asked == [(a, a + 100) for a in range(0, 600, 100)]
-    assert dict(((a, b), s) for a, b, s in choice.scores)[300, 400] == -1.0
+    assert {(a, b): s for a, b, s in choice.scores}[300, 400] == -1.0
 
 
 def test_what_is_kept_never_exceeds_the_room() -> None:

@@ -101,7 +101,7 @@ def _print(question: str | None, answer: Answer) -> None:
 
 
 class _Stop:
-    """Set by the first Ctrl-C: the chunk being read is finished and what was read is saved; a second one ends at once."""
+    """Set by the first Ctrl-C: the chunk being read is finished, what was read is saved. A second one ends at once."""
 
     asked = False
 

@@ -45,6 +45,7 @@ class Ledger:
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
     cpu_seconds: float = 0.0
+    whole: tuple[int, int] | None = None  # (tokens, heads) of an input of which only parts were read
     layers: list[LayerReceipt] = field(default_factory=list)
     consulted: Counter[str] = field(default_factory=Counter)
     acted: Counter[str] = field(default_factory=Counter)
@@ -58,6 +59,9 @@ class Ledger:
     @property
     def dense_pairs(self) -> int:
         """Query-key pairs that plain causal attention would have scored on the same input."""
+        if self.whole is not None:
+            tokens, heads = self.whole
+            return len(self.layers) * heads * (tokens * (tokens + 1) // 2)
         return sum(layer.dense_pairs for layer in self.layers)
 
     @property

@@ -71,9 +71,11 @@ class LayerSlot(CacheLayerMixin):  # type: ignore[misc]
         self.new = (key_states, value_states)
         return self, self
 
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+    def get_mask_sizes(self, query_length: int | Tensor) -> tuple[int, int]:
         """(keys seen with the queries, 0): the mask itself is built in the attention step."""
-        return self.seen + query_length, 0
+        self.session.check_active()  # without a run, a mask would be built and fail less clearly
+        queries = query_length if isinstance(query_length, int) else len(query_length)  # positions before 5.9
+        return self.seen + queries, 0
 
     def get_seq_length(self) -> int:
         """Tokens seen, padding included, whether or not they are still held."""
@@ -82,6 +84,8 @@ class LayerSlot(CacheLayerMixin):  # type: ignore[misc]
     def get_max_length(self) -> int:
         """No limit."""
         return -1
+
+    get_max_cache_shape = get_max_length  # its name before transformers 5.9
 
     def reset(self) -> None:
         """Forget everything."""
