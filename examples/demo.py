@@ -9,7 +9,7 @@ from __future__ import annotations
 import pydoc_data.topics
 import sys
 
-from lengthwise.ask import ask_all
+import lengthwise
 from lengthwise.documents import Document
 
 PLANTED = [
@@ -49,7 +49,7 @@ def show(what: str, done: int, total: int) -> None:
 def main() -> int:
     """Ask, print answers, evidence and ledger; the exit status is the number of wrong answers."""
     document = Document("help-topics.txt", text_with_facts())
-    answers = ask_all([document], [q for _, _, q in PLANTED], max_new_tokens=32, progress=show, note=print)
+    answers = lengthwise.ask_all([document], [q for _, _, q in PLANTED], max_new_tokens=32, progress=show, note=print)
     wrong = 0
     for (_, _, question), right, answer in zip(PLANTED, RIGHT, answers, strict=True):
         wrong += right not in answer.answer

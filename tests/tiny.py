@@ -64,6 +64,7 @@ CONFIGS: dict[str, Callable[[], Any]] = {
     "gpt-neox": lambda: tf.GPTNeoXConfig(**{**_COMMON, "hidden_size": 64}, rotary_pct=0.5),
     "olmo2": lambda: tf.Olmo2Config(**_GQA),
     "cohere": lambda: tf.CohereConfig(**_GQA, logit_scale=0.5),
+    "granite": lambda: tf.GraniteConfig(**_GQA, attention_multiplier=0.4, logits_scaling=2.0, residual_multiplier=0.8),
     "smollm3": lambda: tf.SmolLM3Config(**_GQA, no_rope_layers=[1, 0]),
 }
 ARCHITECTURES = tuple(name for name in CONFIGS if name != "smollm3")

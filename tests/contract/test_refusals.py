@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.metadata
 import sys
 import types
@@ -234,6 +235,19 @@ def test_a_pass_is_never_longer_than_a_block_when_surprise_is_needed(llama: PreT
         llama(IDS[:, :16], past_key_values=cache)
         with pytest.raises(BadInput, match="at most 16"):
             llama(IDS[:, 16:], past_key_values=cache)
+
+
+def test_what_a_stack_cannot_give(llama: PreTrainedModel) -> None:
+    """Attention weights, gradients and copies are refused, not missing."""
+    with lengthwise.stack("dense").on(llama) as run:
+        with pytest.raises(BadInput, match="attention weights"):
+            read(run, output_attentions=True)
+        loss = llama(IDS, past_key_values=run.cache()).logits.sum()
+        with pytest.raises(LengthwiseError, match="no gradient"):
+            loss.backward()
+        llama.zero_grad()
+        with pytest.raises(LengthwiseError, match="cannot be copied"):
+            copy.deepcopy(run.prefill(IDS))
 
 
 @dataclass(frozen=True)

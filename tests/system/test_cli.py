@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 import lengthwise.cli as cli
 import tiny
-from lengthwise.ask import Answer
+from lengthwise._ask import Answer
 from lengthwise.core.ledger import Ledger
 from lengthwise.core.registry import names
 from lengthwise.evidence import Passage

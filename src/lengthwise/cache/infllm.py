@@ -89,6 +89,11 @@ class Infllm(Positions, Selects, Observes, Stores):
         """The local window."""
         return self.local
 
+    def tokens_seen(self, length: int, facts: ModelFacts) -> int | None:
+        """First tokens, units, the local window, and what is not in a unit yet; the maximum rule scores all keys."""
+        most = self.init + self.top * self.block + self.local + self.block + self.chunk
+        return min(length, most) if self.rule == "published" else None
+
     def visible(self, view: View) -> Visible:
         """First tokens, the looked-up units, and everything that is not in a unit."""
         units = max(0, view.start - self.local + 1 - self.init) // self.block

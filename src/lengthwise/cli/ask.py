@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from lengthwise.ask import Answer
+    from lengthwise._ask import Answer
 
 EPILOG = """Examples:
 
@@ -58,7 +58,7 @@ def ask(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON alone on standard output.")] = False,
 ) -> None:
     """Answer a question from files of any length, with the passages the model attended to and what it cost."""
-    from lengthwise.ask import ask_all
+    from lengthwise._ask import ask_all
     from lengthwise.plan.machine import parse_bytes
 
     with _progress() as progress, _stopping() as stop:

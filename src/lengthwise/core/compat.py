@@ -23,11 +23,11 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from lengthwise.core.facts import LayerKind, ModelFacts, facts_of_config
 from lengthwise.core.rope import Apply, Identity, Rope
 from lengthwise.core.session import LayerSlot, Session
-from lengthwise.errors import BadInput, SessionError
+from lengthwise.errors import BadInput, LengthwiseError, SessionError
 
 NAME = "lengthwise"
 KNOWN = frozenset(
-    {"llama", "qwen2", "qwen3", "mistral", "phi3", "gemma2", "gemma3_text", "gpt_neox", "olmo2", "cohere"}
+    {"llama", "qwen2", "qwen3", "mistral", "phi3", "gemma2", "gemma3_text", "gpt_neox", "olmo2", "cohere", "granite"}
 )  # architectures under contract tests; others are probed when they are attached
 NO_ROTARY_ON_SOME_LAYERS = frozenset({"cohere2", "smollm3", "llama4_text", "exaone4"})
 
@@ -156,6 +156,8 @@ def logits_of(model: PreTrainedModel, hidden: Tensor) -> Tensor:
     config = model.config.get_text_config(decoder=True)
     if (scale := getattr(config, "logit_scale", None)) is not None:
         out = out * scale
+    if (divisor := getattr(config, "logits_scaling", None)) is not None:
+        out = out / divisor
     if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
         out = cap * torch.tanh(out / cap)
     return out  # type: ignore[no-any-return]
@@ -212,6 +214,8 @@ def _before_pass(attachment: Attachment, original: str) -> Callable[..., None]:
         inputs = ids if ids is not None else kwargs["inputs_embeds"]
         mask = kwargs.get("attention_mask")
         mask = mask.get("full_attention") if isinstance(mask, dict) else mask
+        if kwargs.get("output_attentions"):
+            raise BadInput("attention weights are not returned under a stack: sum them with run.watching(cache)")
         keeps = cache.run.plans["full"].keeps
         if ids is None and keeps is not None and keeps.needs_surprise:
             raise BadInput(f"{keeps.spec.name} scores tokens, so it needs input_ids, not inputs_embeds")
@@ -245,7 +249,14 @@ def _attention(
     scaling = kwargs.get("scaling")
     scale = float(scaling) if scaling is not None else float(query.shape[-1]) ** -0.5
     with torch.no_grad():
-        return key.session.attend(key, query, scale, kwargs.get("softcap")), None
+        out = key.session.attend(key, query, scale, kwargs.get("softcap"))
+    if torch.is_grad_enabled() and query.requires_grad:
+        out.requires_grad_().register_hook(_refuse_gradients)
+    return out, None
+
+
+def _refuse_gradients(gradient: Tensor) -> None:
+    raise LengthwiseError("a stack reads and writes, it does not train: no gradient passes through its attention")
 
 
 def _mask(*args: Any, **kwargs: Any) -> Any:

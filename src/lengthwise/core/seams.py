@@ -90,6 +90,10 @@ class Selects(Method):
         """Further partials over keys that `visible` leaves out, for methods that choose keys per query and head."""
         return []
 
+    def tokens_seen(self, length: int, facts: ModelFacts) -> int | None:
+        """Upper bound on the keys that a query sees after `length` tokens, for planning; None: all that are held."""
+        return None
+
 
 class Keeps(Method):
     """Owns `keep`: which tokens stay."""

@@ -122,6 +122,10 @@ class Session(Cache):  # type: ignore[misc]
         self.end = 0  # columns seen at the end of the forward pass in progress
         self.watch: Watch | None = None
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Session:
+        """Refused: a copy would take the run, and with it the model, along."""
+        raise LengthwiseError("a Lengthwise cache cannot be copied: read the text again into a new run.cache()")
+
     def check_active(self) -> None:
         """Raise when the run has ended."""
         if not self.run.active:

@@ -17,7 +17,7 @@ from lengthwise.core.arena import Disk, Lru
 from lengthwise.core.attach import CHUNK
 from lengthwise.core.facts import LayerKind, ModelFacts
 from lengthwise.core.plan import LayerPlan
-from lengthwise.core.seams import Keeps, Probe, Prompts
+from lengthwise.core.seams import Keeps, Probe, Prompts, Selects
 from lengthwise.core.session import BLOCK
 from lengthwise.core.stack import Stack
 from lengthwise.core.store import _SLACK, Layout
@@ -87,10 +87,11 @@ def keys_seen(stack: Stack, facts: ModelFacts, length: int) -> tuple[int, bool]:
     seen = stack.tokens_held(length, facts)
     known = True
     for method in stack.methods:
-        if (said := getattr(method, "tokens_seen", None)) is not None:
-            seen = min(seen, int(said(length, facts)))
-        elif "select" in method.spec.seams and not method.spec.bounded:
-            known = False
+        if not isinstance(method, Selects):
+            continue
+        said = method.tokens_seen(length, facts)
+        known = known and (said is not None or method.spec.bounded)
+        seen = seen if said is None else min(seen, said)
     return seen, known
 
 
@@ -183,8 +184,8 @@ def _lane(layout: Layout, facts: ModelFacts, tokens: int, block: int) -> tuple[i
     if layout.forget or not cold:
         return near, 0, 0
     coded = _coded(layout, facts)
-    if layout.arena is None:
-        return near, _doubling(cold, block) * coded, 0
+    if layout.arena is None:  # coded only: it stays on the device
+        return near + _doubling(cold, block) * coded, 0, 0
     arena = layout.arena()
     pages = min(cold, arena.page * arena.pages) * coded if isinstance(arena, Lru) else 0
     inner = arena.inner if isinstance(arena, Lru) else arena

@@ -15,7 +15,9 @@ from transformers.utils import logging as hf_logging
 
 from lengthwise import auto, models
 from lengthwise.core import compat, saved
+from lengthwise.core.arena import free_disk
 from lengthwise.core.attach import Run
+from lengthwise.core.facts import ModelFacts
 from lengthwise.core.ledger import Ledger, si
 from lengthwise.core.seams import Choice, Probe, Prompts
 from lengthwise.core.session import Session, Watch
@@ -162,9 +164,12 @@ def ask_all(
             say(f"warning: {reason}")
         else:
             raise BadInput(f"{tokens:,} tokens under '{chosen}' do not fit: {reason}")
+    folder = Path(save) if save else None
+    if folder is not None:
+        _check_disk(folder, len(ids), facts)
     answers = []
     with _quiet(), chosen.on(loaded) as run:
-        reader = Reader(run, tokenizer, prompts, ids, Path(save) if save else None, progress, stop, str(name))
+        reader = Reader(run, tokenizer, prompts, ids, folder, progress, stop, str(name))
         for index in range(len(prompts)):
             choice = reader.choose(index, max_new_tokens)
             kept = torch.cat([torch.arange(a, b) for a, b in choice.spans])
@@ -174,6 +179,15 @@ def ask_all(
             found = passages(mass, [offsets[i] for i in kept.tolist()], corpus)
             answers.append(Answer(answer, found, run.ledger, str(chosen), str(name), why, list(choice.scores)))
     return answers
+
+
+def _check_disk(folder: Path, tokens: int, facts: ModelFacts) -> None:
+    """Raise BadInput when a reading of `tokens` would not fit the disk; what is there already counts as room."""
+    folder.mkdir(parents=True, exist_ok=True)
+    need = int(1.25 * tokens) * facts.kv_bytes_per_token * len(facts.layer_kinds)  # segments overlap
+    room = free_disk(str(folder)) + sum(f.stat().st_size for f in folder.rglob("*.safetensors"))
+    if need > room:
+        raise BadInput(f"saving {tokens:,} tokens takes up to {si(need)}B, and {folder} has room for {si(room)}B")
 
 
 @contextlib.contextmanager
