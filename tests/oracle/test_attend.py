@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lengthwise.core import attend
 from lengthwise.core.frames import FAR, Frame, Visible, stay
-from lengthwise.core.step import cut
+from lengthwise.core.pieces import cut
 
 INF = float("-inf")
 SHAPES = [(1, 1), (1, 63), (1, 1000), (63, 63), (63, 1), (300, 1000), (64, 200)]

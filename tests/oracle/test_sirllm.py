@@ -94,8 +94,10 @@ def test_what_is_kept(name: str, settings: dict[str, Any]) -> None:
     torch.testing.assert_close(got.double(), expected, atol=3e-4, rtol=1e-4)
     for layer, held in zip(cache.layers, oracle.reference.held, strict=True):
         assert layer.rows[0].positions.tolist() == held.positions.tolist()
-    torch.testing.assert_close(cache.surprise[0].double(), torch.tensor(oracle.surprise).double(), atol=1e-4, rtol=1e-4)
-    assert cache.turns[0].tolist() == oracle.turn_of
+    torch.testing.assert_close(
+        cache.surprise.values[0].double(), torch.tensor(oracle.surprise).double(), atol=1e-4, rtol=1e-4
+    )
+    assert cache.surprise.turns[0].tolist() == oracle.turn_of
     assert cache.turn == 4
     assert len(oracle.kept) > 3
     assert run.ledger.acted["sirllm"] == len(oracle.kept) * model.config.num_hidden_layers
@@ -120,7 +122,7 @@ def test_surprise_decides() -> None:
     kept = cache.layers[0].rows[0].positions
     older = torch.arange(2, 45)
     stayed = torch.isin(older, kept)
-    surprise = cache.surprise[0]
+    surprise = cache.surprise.values[0]
     assert surprise[older[stayed]].mean() > surprise[older[~stayed]].mean()
 
 
@@ -152,7 +154,7 @@ def test_rows_evict_on_their_own() -> None:
     for row, own in enumerate(rows):
         first = len(own) % 20 or 20
         _, alone, _ = run_passes(method, model, own, [first, *[20] * ((len(own) - first) // 20)])
-        torch.testing.assert_close(cache.surprise[row], alone.surprise[0], atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(cache.surprise.values[row], alone.surprise.values[0], atol=1e-3, rtol=1e-3)
         kept = cache.layers[1].rows[row].positions.tolist()
         assert kept == alone.layers[1].rows[0].positions.tolist()
 

@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 
 import lengthwise
 from lengthwise import auto
-from lengthwise._ask import LEAD, Answer, Interrupted, Reader, ask, ask_all, frame
+from lengthwise._ask import Answer, ask, ask_all
+from lengthwise._reader import LEAD, Interrupted, Reader, frame
 from lengthwise.cli import app
 from lengthwise.core.facts import facts_of_config
 from lengthwise.documents import Document, encode

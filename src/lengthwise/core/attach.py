@@ -10,15 +10,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lengthwise.core import compat, step
+from lengthwise.core import compat
 from lengthwise.core.facts import LayerKind
 from lengthwise.core.frames import NATIVE, stay
 from lengthwise.core.ledger import LayerReceipt, Ledger
+from lengthwise.core.pieces import Piece
 from lengthwise.core.plan import LayerPlan, plan_layers
 from lengthwise.core.rope import Rope
 from lengthwise.core.seams import Prompts, Selects
-from lengthwise.core.session import BLOCK, LayerSlot, Session, Watch
+from lengthwise.core.session import BLOCK, LayerSlot, Session
 from lengthwise.core.stack import Stack, refusals
+from lengthwise.core.watch import Watch
 from lengthwise.errors import BadInput, NothingFired, StackRefused
 
 if TYPE_CHECKING:
@@ -186,7 +188,7 @@ class Run:
             self._rope_memo = length, base.with_frequencies(*changed) if changed else base
         return self._rope_memo[1]
 
-    def count(self, plan: LayerPlan, pieces: list[step.Piece], dense_pairs: int) -> None:
+    def count(self, plan: LayerPlan, pieces: list[Piece], dense_pairs: int) -> None:
         """Note which methods were asked about a block, and which of them changed what it sees."""
         narrowed = sum(p.pairs for p in pieces) < dense_pairs
         for select in plan.selects:

@@ -66,10 +66,11 @@ def _snapshot(session: Session) -> tuple[dict[str, Tensor], dict[str, Any]]:
         for key, value in state.items():
             kind = "tensor" if isinstance(value, Tensor) else "int"
             tensors[f"state.{layer}.{row}.{method}.{key}.{kind}"] = torch.as_tensor(value)
-    for row, surprise in enumerate(session.surprise):
-        tensors[f"surprise.{row}"], tensors[f"turns.{row}"] = surprise, session.turns[row]
-    if session.last_logits is not None:
-        tensors["last_logits"] = session.last_logits
+    memory = session.surprise
+    for row, values in enumerate(memory.values):
+        tensors[f"surprise.{row}"], tensors[f"turns.{row}"] = values, memory.turns[row]
+    if memory.last_logits is not None:
+        tensors["last_logits"] = memory.last_logits
     seen = session.get_seq_length()
     return tensors, {"pads": session.pads, "turn": session.turn, "seen": seen, "decoded": session.last_was_decode}
 
@@ -90,8 +91,9 @@ def _revive(run: Run, tensors: dict[str, Tensor], meta: dict[str, Any], expected
         if name.startswith("state."):
             _, layer, row_text, method, key, kind = name.split(".")
             session.states[int(layer), int(row_text), method][key] = tensor if kind == "tensor" else int(tensor)
-    session.surprise = [tensors[f"surprise.{row}"] for row in range(rows) if f"surprise.{row}" in tensors]
-    session.turns = [tensors[f"turns.{row}"] for row in range(rows) if f"turns.{row}" in tensors]
-    session.last_logits = tensors.get("last_logits")
+    memory = session.surprise
+    memory.values = [tensors[f"surprise.{row}"] for row in range(rows) if f"surprise.{row}" in tensors]
+    memory.turns = [tensors[f"turns.{row}"] for row in range(rows) if f"turns.{row}" in tensors]
+    memory.last_logits = tensors.get("last_logits")
     session.end = meta["seen"]
     return session

@@ -15,10 +15,11 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from lengthwise.core import step
-from lengthwise.core.frames import UNROTATED, Visible
+from lengthwise.core.pieces import Piece
 from lengthwise.core.plan import LayerPlan
-from lengthwise.core.seams import View
+from lengthwise.core.step import Block
 from lengthwise.core.store import KV
+from lengthwise.core.watch import Surprise, Watch
 from lengthwise.errors import BadInput, LengthwiseError, SessionError
 
 if TYPE_CHECKING:
@@ -114,11 +115,9 @@ class Session(Cache):  # type: ignore[misc]
         self.turn = 0
         self.last_was_decode = False
         self.broken = False
-        self.memo: dict[tuple[Any, ...], list[step.Piece]] = {}
+        self.memo: dict[tuple[Any, ...], list[Piece]] = {}
         self.states: defaultdict[tuple[int, int, str], dict[str, Any]] = defaultdict(dict)
-        self.surprise: list[Tensor] = []  # per row, by position, nats
-        self.turns: list[Tensor] = []  # per row, by position: the turn in which it was read
-        self.last_logits: Tensor | None = None  # [B, V], to score the next token
+        self.surprise = Surprise()
         self.end = 0  # columns seen at the end of the forward pass in progress
         self.watch: Watch | None = None
 
@@ -191,158 +190,13 @@ class Session(Cache):  # type: ignore[misc]
             size = self.run.block
             for a in range(skip, columns, size):
                 b = min(columns, a + size)
-                out[row, a:b] = self._block(
-                    slot, row, q[row, :, a:b], k[row, :, a:b], v[row, :, a:b], a - pad, scale, softcap
-                )
+                block = Block(slot, row, q[row, :, a:b], k[row, :, a:b], v[row, :, a:b], slot.seen + a - pad)
+                out[row, a:b] = step.attend(self, block, scale, softcap).transpose(0, 1)
         slot.seen += columns
         self.run.account(slot)
         return out
 
-    def _block(
-        self,
-        slot: LayerSlot,
-        row: int,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        offset: int,
-        scale: float,
-        softcap: float | None,
-    ) -> Tensor:
-        assert self.pads is not None
-        plan, kv, pad = slot.plan, slot.rows[row], self.pads[row]
-        receipt = self.run.ledger.layers[slot.index]
-        start, count = slot.seen + offset, q.shape[1]
-        tokens = torch.arange(start, start + count)
-        rope = plan.rope
-        if plan.rotates_on_read:
-            rope = self.run.rope_at(self.end - pad)
-        if plan.position is not None and (factor := plan.position.query_factor(self.run.facts, tokens)) is not None:
-            q = q * factor.to(q)[:, None]
-        view = View(slot.index, self.run.facts, kv, q, tokens, scale, rope, receipt, softcap)
-        view.ends_pass = start + count == self.end - pad
-        if self.surprise:
-            view.surprise = self.surprise[row][kv.positions]
-            view.ages = self.turn - self.turns[row][kv.positions]
-        self._evict(plan, view, row)
-        positions = torch.arange(kv.n, kv.n + count) if plan.in_cache else tokens
-        view.positions = positions
-        rotate = rope.rotate if plan.raw else None
-        on_read = plan.rotates_on_read
-        keys = {r: k if r == UNROTATED or rotate is None else rotate(k, r.of(positions)) for r in plan.key_layouts}
-        kv.append(keys, v, tokens)
-        slot_positions = torch.arange(kv.n) if plan.in_cache else kv.positions
-        pieces = self._pieces(plan, view, row, slot_positions)
-        extras = []
-        for method in plan.selects:
-            view.state = self.states[slot.index, row, method.spec.name]
-            extras += method.extras(view)
-        out, lse = step.score(view, pieces, rotate, softcap, extras, slot_positions if on_read else None)
-        self._observe(plan, view, row, pieces, rotate, softcap, lse, slot_positions if on_read else None)
-        kv.settle()
-        receipt.queries += count
-        receipt.dense_pairs += q.shape[0] * (count * start + count * (count + 1) // 2)
-        return out.transpose(0, 1).to(q.dtype)
-
-    def _evict(self, plan: LayerPlan, view: View, row: int) -> None:
-        kv = view.kv
-        if plan.kind == "sliding":
-            window = plan.rules[0][0]
-            if kv.n > 2 * window:
-                kv.keep(torch.arange(kv.n - window, kv.n))
-            return
-        if plan.keeps is None:
-            return
-        view.state = self.states[view.layer, row, plan.keeps.spec.name]
-        slots = plan.keeps.keep(view)
-        self.run.ledger.consulted[plan.keeps.spec.name] += 1
-        if slots is not None and len(slots) < kv.n:
-            kv.keep(slots)
-            if plan.in_cache:
-                kv.rotate_again(plan.rope.rotate)
-            self.run.ledger.acted[plan.keeps.spec.name] += 1
-
-    def _pieces(self, plan: LayerPlan, view: View, row: int, slot_positions: Tensor) -> list[step.Piece]:
-        key = (plan.kind, row, view.start, view.stop, view.kv.n)
-        if not plan.per_layer and key in self.memo:
-            return self.memo[key]
-        visible = Visible(rules=plan.rules)
-        for method in plan.selects:
-            view.state = self.states[view.layer, row, method.spec.name]
-            visible = visible & method.visible(view)
-        pieces = step.cut(plan.frames, visible, view.positions, slot_positions)
-        self.run.count(plan, pieces, dense_pairs=int((view.positions + 1).sum()))
-        self.memo[key] = pieces
-        return pieces
-
-    def _observe(
-        self,
-        plan: LayerPlan,
-        view: View,
-        row: int,
-        pieces: list[step.Piece],
-        rotate: Any,
-        softcap: float | None,
-        lse: Tensor,
-        key_positions: Tensor | None,
-    ) -> None:
-        wanting = []
-        for observer in plan.observes:
-            view.state = self.states[view.layer, row, observer.spec.name]
-            self.run.ledger.consulted[observer.spec.name] += 1
-            if observer.watching(view):
-                wanting.append(observer)
-        watch = self.watch if plan.kind == "full" else None
-        if not wanting and watch is None:
-            return
-        if watch is None:
-            pieces = [p for p in pieces if any(o.wants(p.frame) for o in wanting)]
-        for piece, weights in step.weigh(view, pieces, rotate, softcap, lse, key_positions):
-            slots = piece.indices()
-            for observer in wanting:
-                view.state = self.states[view.layer, row, observer.spec.name]
-                observer.observe(view, piece.frame, slots, weights)
-            if watch is not None:
-                watch.add(row, view.kv.positions[slots], weights)
-
     def learn(self, logits: Tensor, ids: Tensor) -> None:
-        """After a forward pass: surprisals of the tokens just read. logits [B, C, V], ids [B, C]."""
+        """After a forward pass: remember the surprisals of the tokens just read. logits [B, C, V], ids [B, C]."""
         assert self.pads is not None
-        if not self.surprise:
-            self.surprise = [torch.empty(0) for _ in self.pads]
-            self.turns = [torch.empty(0, dtype=torch.long) for _ in self.pads]
-        logp = torch.log_softmax(logits.float(), dim=-1)
-        begun = self.end - ids.shape[1]
-        for row, pad in enumerate(self.pads):
-            skip = min(max(0, pad - begun), ids.shape[1])
-            own = ids[row, skip:]
-            if len(own) == 0:
-                continue
-            new = torch.full((len(own),), float("nan"))
-            new[1:] = -logp[row, skip:-1].gather(1, own[1:, None])[:, 0].cpu()
-            if self.last_logits is not None and begun > pad:
-                new[0] = -torch.log_softmax(self.last_logits[row].float(), -1)[own[0]].cpu()
-            # nothing predicted the first token: it counts as the most surprising of its segment
-            new = torch.where(new.isnan(), new[1:].max() if len(new) > 1 else torch.tensor(0.0), new)
-            self.surprise[row] = torch.cat([self.surprise[row], new])
-            self.turns[row] = torch.cat([self.turns[row], torch.full((len(own),), self.turn)])
-        self.last_logits = logits[:, -1]
-
-
-class Watch:
-    """Attention by position, the raw material of evidence: the strongest head of every layer and query, summed.
-
-    Most heads spread their weight over what is near; the maximum over heads keeps those that look something up.
-    """
-
-    def __init__(self) -> None:
-        self.mass: dict[int, Tensor] = {}
-
-    def add(self, row: int, positions: Tensor, weights: Tensor) -> None:
-        """Weights [Hq, C, S] on positions [S]."""
-        mass = self.mass.get(row, torch.empty(0))
-        top = int(positions[-1]) + 1
-        if top > len(mass):
-            mass = torch.cat([mass, torch.zeros(max(top, 2 * len(mass)) - len(mass))])
-        mass.index_add_(0, positions, weights.amax(0).sum(0).float().cpu())
-        self.mass[row] = mass
+        self.surprise.learn(logits, ids, self.pads, self.end - ids.shape[1], self.turn)

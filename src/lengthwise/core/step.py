@@ -1,136 +1,131 @@
-"""The attention step: one block of queries of one sequence in one layer, as partials over frames, merged."""
+"""The attention step of one block of queries, of one sequence, in one layer: evict, add, select, score, observe."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from lengthwise.core import attend
-from lengthwise.core.frames import UNROTATED, Frame, Visible
+from lengthwise.core.frames import UNROTATED, Visible
+from lengthwise.core.pieces import Piece, Rotate, cut, score, weigh
+from lengthwise.core.plan import LayerPlan
 from lengthwise.core.seams import View
+
+if TYPE_CHECKING:
+    from lengthwise.core.session import LayerSlot, Session
 
 
 @dataclass(frozen=True)
-class Piece:
-    """A set of held slots that a block of queries scores in one frame.
+class Block:
+    """Queries [Hq, C, D], keys and values [Hkv, C, D] of one row in one layer; `start` is the first position."""
 
-    `slots` is a range (zero-copy) or indices [S]; `mask` [C, S] is None when every query sees every key;
-    `causal`: the keys are the block's own, so the mask is the lower triangle.
-    """
-
-    frame: Frame
-    slots: slice | Tensor
-    count: int
-    mask: Tensor | None = None
-    causal: bool = False
-    pairs: int = 0
-
-    def indices(self) -> Tensor:
-        """The slots as indices [S]."""
-        return torch.arange(self.slots.start, self.slots.stop) if isinstance(self.slots, slice) else self.slots
+    slot: LayerSlot
+    row: int
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    start: int
 
 
-def cut(frames: tuple[Frame, ...], visible: Visible, positions: Tensor, slot_positions: Tensor) -> list[Piece]:
-    """Split what a block may see into pieces: per frame, the keys all queries see, and those that need a mask."""
-    return [piece for frame in frames for piece in _cut_frame(frame, visible, positions, slot_positions)]
+def attend(session: Session, block: Block, scale: float, softcap: float | None) -> Tensor:
+    """Attention of the block's queries over what the stack lets them see: [Hq, C, D] in the queries' dtype."""
+    assert session.pads is not None
+    plan, row, q = block.slot.plan, block.row, block.q
+    kv, pad, count = block.slot.rows[row], session.pads[row], block.q.shape[1]
+    receipt = session.run.ledger.layers[block.slot.index]
+    tokens = torch.arange(block.start, block.start + count)
+    rope = session.run.rope_at(session.end - pad) if plan.rotates_on_read else plan.rope
+    if plan.position is not None and (factor := plan.position.query_factor(session.run.facts, tokens)) is not None:
+        q = q * factor.to(q)[:, None]
+    view = View(block.slot.index, session.run.facts, kv, q, tokens, scale, rope, receipt, softcap)
+    view.ends_pass = block.start + count == session.end - pad
+    if session.surprise.values:
+        view.surprise = session.surprise.values[row][kv.positions]
+        view.ages = session.turn - session.surprise.turns[row][kv.positions]
+    _evict(session, plan, view, row)
+    view.positions = torch.arange(kv.n, kv.n + count) if plan.in_cache else tokens
+    rotate = rope.rotate if plan.raw else None
+    keys = {
+        r: block.k if r == UNROTATED or rotate is None else rotate(block.k, r.of(view.positions))
+        for r in plan.key_layouts
+    }
+    kv.append(keys, block.v, tokens)
+    slot_positions = torch.arange(kv.n) if plan.in_cache else kv.positions
+    on_read = slot_positions if plan.rotates_on_read else None
+    pieces = _pieces(session, plan, view, row, slot_positions)
+    extras = []
+    for method in plan.selects:
+        view.state = session.states[view.layer, row, method.spec.name]
+        extras += method.extras(view)
+    out, lse = score(view, pieces, rotate, softcap, extras, on_read)
+    _observe(session, plan, view, row, pieces, rotate, softcap, lse, on_read)
+    kv.settle()
+    receipt.queries += count
+    receipt.dense_pairs += q.shape[0] * (count * block.start + count * (count + 1) // 2)
+    return out.to(q.dtype)
 
 
-def _cut_frame(frame: Frame, visible: Visible, q: Tensor, slot_positions: Tensor) -> list[Piece]:
-    first, last, rows = int(q[0]), int(q[-1]), len(q)
-    k = slot_positions if visible.slots is None else slot_positions[visible.slots]
-    # positions ascend, so a frame's keys are a range of the candidates
-    start = int(torch.searchsorted(k, first - frame.high, right=True)) if frame.high <= last else 0
-    stop = int(torch.searchsorted(k, last - frame.low, right=True))
-    if start >= stop:
-        return []
-    k = k[start:stop]
-    some = torch.ones(len(k), dtype=torch.bool)
-    every = (first - k >= frame.low) & (last - k < frame.high)
-    for window, sinks in visible.rules:
-        some &= (first - k < window) | (k < sinks)
-        every &= (last - k < window) | (k < sinks)
-    partly = some & ~every
-    pieces = []
-    for wanted, masked in ((every, False), (partly, True)):
-        picked = wanted.nonzero()[:, 0]
-        if len(picked) == 0:
-            continue
-        slots = _slots(picked, start, visible.slots)
-        if not masked:
-            pieces.append(Piece(frame, slots, len(picked), pairs=rows * len(picked)))
-            continue
-        distance = q[:, None] - k[picked][None]
-        mask = (distance >= max(0, frame.low)) & (distance < frame.high)
-        for window, sinks in visible.rules:
-            mask &= (distance < window) | (k[picked] < sinks)[None]
-        causal = len(picked) == rows and bool((mask == torch.ones_like(mask).tril()).all())
-        pieces.append(Piece(frame, slots, len(picked), None if causal else mask, causal, int(mask.sum())))
+def _evict(session: Session, plan: LayerPlan, view: View, row: int) -> None:
+    kv = view.kv
+    if plan.kind == "sliding":
+        window = plan.rules[0][0]
+        if kv.n > 2 * window:
+            kv.keep(torch.arange(kv.n - window, kv.n))
+        return
+    if plan.keeps is None:
+        return
+    view.state = session.states[view.layer, row, plan.keeps.spec.name]
+    slots = plan.keeps.keep(view)
+    session.run.ledger.consulted[plan.keeps.spec.name] += 1
+    if slots is not None and len(slots) < kv.n:
+        kv.keep(slots)
+        if plan.in_cache:
+            kv.rotate_again(plan.rope.rotate)
+        session.run.ledger.acted[plan.keeps.spec.name] += 1
+
+
+def _pieces(session: Session, plan: LayerPlan, view: View, row: int, slot_positions: Tensor) -> list[Piece]:
+    key = (plan.kind, row, view.start, view.stop, view.kv.n)
+    if not plan.per_layer and key in session.memo:
+        return session.memo[key]
+    visible = Visible(rules=plan.rules)
+    for method in plan.selects:
+        view.state = session.states[view.layer, row, method.spec.name]
+        visible = visible & method.visible(view)
+    pieces = cut(plan.frames, visible, view.positions, slot_positions)
+    session.run.count(plan, pieces, dense_pairs=int((view.positions + 1).sum()))
+    session.memo[key] = pieces
     return pieces
 
 
-def _slots(picked: Tensor, start: int, candidates: Tensor | None) -> slice | Tensor:
-    slots = picked + start if candidates is None else candidates[picked + start]
-    first, last = int(slots[0]), int(slots[-1])
-    return slice(first, last + 1) if last - first + 1 == len(slots) else slots
-
-
-Rotate = Callable[[Tensor, Tensor], Tensor]
-
-
-def score(
+def _observe(
+    session: Session,
+    plan: LayerPlan,
     view: View,
-    pieces: list[Piece],
-    rotate: Rotate | None,
-    softcap: float | None,
-    extras: list[attend.Partial],
-    key_positions: Tensor | None = None,
-) -> attend.Partial:
-    """Attention of the block over all pieces and `extras`: out [Hq, C, D], logsumexp [Hq, C].
-
-    `rotate` is None when the model rotated queries and keys itself. `key_positions` [n] of the held slots are given
-    when keys are stored un-rotated and rotated as they are read.
-    """
-    partials = list(extras)
-    for piece in pieces:
-        q, k, v, mask = _operands(view, piece, rotate, key_positions)
-        partials.append(attend.partial(q, k, v, scale=view.scale, mask=mask, causal=piece.causal, softcap=softcap))
-        view.receipt.pairs += piece.pairs * view.facts.heads
-        view.receipt.bytes_read += (k.numel() + v.numel()) * k.element_size()
-    return attend.merge(partials)
-
-
-def weigh(
-    view: View,
+    row: int,
     pieces: list[Piece],
     rotate: Rotate | None,
     softcap: float | None,
     lse: Tensor,
-    key_positions: Tensor | None = None,
-) -> list[tuple[Piece, Tensor]]:
-    """Every piece with its softmax weights [Hq, C, S], for observers."""
-    out = []
-    for piece in pieces:
-        q, k, _, mask = _operands(view, piece, rotate, key_positions)
-        if piece.causal:
-            mask = torch.ones(q.shape[1], piece.count, dtype=torch.bool, device=q.device).tril()
-        out.append((piece, attend.weights(q, k, lse, scale=view.scale, mask=mask, softcap=softcap)))
-    return out
-
-
-def _operands(
-    view: View, piece: Piece, rotate: Rotate | None, key_positions: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    lane = view.kv.keys[UNROTATED if key_positions is not None else piece.frame.key]
-    if isinstance(piece.slots, slice):
-        k, v = (x.read(piece.slots.start, piece.slots.stop) for x in (lane, view.kv.values))
-    else:
-        k, v = lane.gather(piece.slots), view.kv.values.gather(piece.slots)
-    q = view.q
-    if rotate is not None:
-        q = rotate(q, piece.frame.query(view.positions))
-        if key_positions is not None:
-            k = rotate(k, piece.frame.key.of(key_positions[piece.slots]))
-    return q, k, v, None if piece.mask is None else piece.mask.to(q.device)
+    key_positions: Tensor | None,
+) -> None:
+    wanting = []
+    for observer in plan.observes:
+        view.state = session.states[view.layer, row, observer.spec.name]
+        session.run.ledger.consulted[observer.spec.name] += 1
+        if observer.watching(view):
+            wanting.append(observer)
+    watch = session.watch if plan.kind == "full" else None
+    if not wanting and watch is None:
+        return
+    if watch is None:
+        pieces = [p for p in pieces if any(o.wants(p.frame) for o in wanting)]
+    for piece, weights in weigh(view, pieces, rotate, softcap, lse, key_positions):
+        slots = piece.indices()
+        for observer in wanting:
+            view.state = session.states[view.layer, row, observer.spec.name]
+            observer.observe(view, piece.frame, slots, weights)
+        if watch is not None:
+            watch.add(row, view.kv.positions[slots], weights)
