@@ -1,18 +1,33 @@
-"""What the frequency-scaling methods share: the check that a model's frequencies are plain RoPE, and the base."""
+"""What the methods that scale rotary frequencies share: a factor, and the check that a model's frequencies are plain."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from lengthwise.core.facts import ModelFacts
+from lengthwise.core.seams import Positions
+from lengthwise.core.spec import Method, param
 
 
-def refuse_scaled(model: ModelFacts | None) -> list[str]:
-    """Frequencies can be scaled once: a model that already scales its own is refused."""
-    if model is None or model.rope_type == "default":
-        return []
-    return [f"{model.model_type} already scales its rotary frequencies (rope_type '{model.rope_type}')"]
+@dataclass(frozen=True)
+class Scaled(Positions):
+    """A method that stretches the trained window by a factor, on models with plain RoPE."""
+
+    factor: float = param(4.0, "how many windows long the input is")
+
+    def validate(self) -> None:
+        """The factor stretches: at least 1."""
+        self.require(self.factor >= 1, "factor must be at least 1")
+
+    def check(self, model: ModelFacts | None, others: Sequence[Method]) -> list[str]:
+        """Frequencies can be scaled once: a model that already scales its own is refused."""
+        if model is None or model.rope_type == "default":
+            return []
+        return [f"{model.model_type} already scales its rotary frequencies (rope_type '{model.rope_type}')"]
 
 
 def frequencies(base: float, dim: int) -> Tensor:

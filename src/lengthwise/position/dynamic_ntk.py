@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
 from lengthwise.core.facts import ModelFacts
-from lengthwise.core.seams import Positions
-from lengthwise.core.spec import Method, Spec, param
-from lengthwise.position._scaling import frequencies, refuse_scaled
+from lengthwise.core.spec import Spec, param
+from lengthwise.position._scaling import Scaled, frequencies
 
 
 @dataclass(frozen=True)
-class DynamicNtk(Positions):
+class DynamicNtk(Scaled):
     """NTK-aware scaling whose factor follows the length, so inputs within the window are untouched.
 
     Keys are stored un-rotated and rotated for the present base as they are read, so all keys always share one base
@@ -38,14 +36,6 @@ class DynamicNtk(Positions):
         neutral={},
         test="tests/oracle/test_position.py",
     )
-
-    def validate(self) -> None:
-        """A factor of at least 1."""
-        self.require(self.factor >= 1, "factor must be at least 1")
-
-    def check(self, model: ModelFacts | None, others: Sequence[Method]) -> list[str]:
-        """Plain RoPE only."""
-        return refuse_scaled(model)
 
     def follows_length(self) -> bool:
         """The base moves unless the length is fixed."""

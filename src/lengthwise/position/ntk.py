@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
 from lengthwise.core.facts import ModelFacts
-from lengthwise.core.seams import Positions
-from lengthwise.core.spec import Method, Spec, param
-from lengthwise.position._scaling import frequencies, refuse_scaled
+from lengthwise.core.spec import Spec
+from lengthwise.position._scaling import Scaled, frequencies
 
 
 @dataclass(frozen=True)
-class Ntk(Positions):
+class Ntk(Scaled):
     """Leaves the fastest frequency as it is and divides the slowest by `factor`, in a geometric series."""
-
-    factor: float = param(4.0, "how many windows long the input is")
 
     spec: ClassVar[Spec] = Spec(
         name="ntk",
@@ -33,14 +29,6 @@ class Ntk(Positions):
         neutral={"factor": 1.0},
         test="tests/oracle/test_position.py",
     )
-
-    def validate(self) -> None:
-        """The factor stretches: at least 1."""
-        self.require(self.factor >= 1, "factor must be at least 1")
-
-    def check(self, model: ModelFacts | None, others: Sequence[Method]) -> list[str]:
-        """Plain RoPE only."""
-        return refuse_scaled(model)
 
     def frequencies(self, facts: ModelFacts, inv_freq: Tensor, length: int) -> tuple[Tensor, float]:
         """Frequencies of the larger base."""

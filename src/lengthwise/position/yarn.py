@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,16 +10,14 @@ import torch
 from torch import Tensor
 
 from lengthwise.core.facts import ModelFacts
-from lengthwise.core.seams import Positions
-from lengthwise.core.spec import Method, Spec, param
-from lengthwise.position._scaling import refuse_scaled
+from lengthwise.core.spec import Spec, param
+from lengthwise.position._scaling import Scaled
 
 
 @dataclass(frozen=True)
-class Yarn(Positions):
+class Yarn(Scaled):
     """Fast frequencies stay, slow ones are divided by `factor`, those between are blended; logits are sharpened."""
 
-    factor: float = param(4.0, "how many windows long the input is")
     beta_fast: float = param(32.0, "dimensions that turn more often than this in the window stay as they are")
     beta_slow: float = param(1.0, "dimensions that turn less often than this in the window are fully interpolated")
 
@@ -42,12 +39,8 @@ class Yarn(Positions):
 
     def validate(self) -> None:
         """A factor of at least 1, and betas in order."""
-        self.require(self.factor >= 1, "factor must be at least 1")
+        super().validate()
         self.require(self.beta_fast > self.beta_slow > 0, "beta_fast must be larger than beta_slow, both positive")
-
-    def check(self, model: ModelFacts | None, others: Sequence[Method]) -> list[str]:
-        """Plain RoPE only."""
-        return refuse_scaled(model)
 
     def frequencies(self, facts: ModelFacts, inv_freq: Tensor, length: int) -> tuple[Tensor, float]:
         """Frequencies blended by band, and the temperature on cos and sin."""
