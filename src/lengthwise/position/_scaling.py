@@ -1,4 +1,4 @@
-"""What the methods that scale rotary frequencies share: a factor, and the check that a model's frequencies are plain."""
+"""What the methods that scale rotary frequencies share: a factor, and the check that frequencies are still plain."""
 
 from __future__ import annotations
 
