@@ -90,6 +90,7 @@ def _show(plan: Plan) -> None:
                 f"{flops(plan.decode_flops)}, {size(plan.decode_bytes)} read, "
                 f"at least {seconds(plan.decode_seconds)} here",
             ),
+            ("attention I/O", f"at least {size(plan.attention_io_bytes)} past a cache of {size(plan.fast_memory)}"),
         ]
     out.print(facts(rows))
     out.print("\nThese are the plain model's figures. Under a stack:\n")

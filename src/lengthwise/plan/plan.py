@@ -17,7 +17,7 @@ from lengthwise.core.stack import Stack, refusals
 from lengthwise.errors import BadInput, BadParameter
 from lengthwise.plan import cost, memory
 from lengthwise.plan.describe import Described, describe
-from lengthwise.plan.machine import available_memory
+from lengthwise.plan.machine import available_memory, fast_memory
 from lengthwise.plan.roofline import Roofline, load_or_measure
 
 if TYPE_CHECKING:
@@ -68,6 +68,8 @@ class Plan:
     prefill_flops: float | None
     decode_flops: float | None
     decode_bytes: float | None
+    attention_io_bytes: float
+    fast_memory: int
     prefill_seconds: float | None
     decode_seconds: float | None
     machine: str
@@ -114,6 +116,7 @@ def plan(
         notes.append(f"no FLOPs and seconds: {error}")
     per_token = len(facts.layer_kinds) * facts.kv_bytes_per_token
     others = facts.layer_kinds.count("other")
+    fast = fast_memory()
     return Plan(
         model=described.name,
         length=length,
@@ -129,6 +132,8 @@ def plan(
         prefill_flops=reading.flops if reading else None,
         decode_flops=writing.flops if writing else None,
         decode_bytes=writing.bytes if writing else None,
+        attention_io_bytes=_attention_io(facts, length, fast),
+        fast_memory=fast,
         prefill_seconds=seconds[0],
         decode_seconds=seconds[1],
         machine=roofline.machine if roofline else "",
@@ -178,6 +183,20 @@ def default_stacks(facts: ModelFacts, length: int) -> list[str]:
     }
     known = registry.names()
     return [format_stack(parse(text)) for name, text in offered.items() if name in known]
+
+
+def _attention_io(facts: ModelFacts, length: int, fast: int) -> float:
+    """Least bytes that exact causal attention moves past a fast memory of `fast` bytes while `length` tokens are read.
+
+    arXiv 2402.07443, half of it for the causal half, in all heads and layers.
+    """
+    numbers = fast // facts.dtype_bytes
+    heads = sum(
+        facts.heads * cost.attention_io(_plain_tokens(facts, kind, length), facts.head_dim, numbers)
+        for kind in facts.layer_kinds
+        if kind != "other"
+    )
+    return heads * facts.dtype_bytes / 2
 
 
 def _plain_tokens(facts: ModelFacts, kind: str, length: int) -> int:
