@@ -99,8 +99,20 @@ def fluency(model, tokenizer, stack: str, length: int, tail: int = 1024) -> dict
     }
 
 
+def fluency_table(rows: list[dict]) -> str:
+    reference = next(r["loss"] for r in rows if r["stack"] == "dense at 4k")
+    out = ["| stack | loss | against 4k | KV, peak | pairs of dense | CPU-s |", "|---|---|---|---|---|---|"]
+    for r in rows:
+        change, kv = r["loss"] / reference - 1, r["peak_kv_bytes"] / 1e6
+        cells = f"{r['loss']:.3f} | {change:+.1%} | {kv:.0f} MB | {r['pairs_of_dense']:.0%} | {r['cpu_seconds']:.0f}"
+        out.append(f"| `{r['stack']}` | {cells} |")
+    return "\n".join(out)
+
+
 def table(path: Path) -> str:
     rows = [json.loads(line) for line in path.read_text().splitlines()]
+    if "loss" in rows[0]:
+        return fluency_table(rows)
     groups: dict[tuple, list] = defaultdict(list)
     for row in rows:
         groups[row["length"], row["filler"], row["stack"]].append(row)

@@ -34,7 +34,7 @@ def passages(mass: Tensor, offsets: list[tuple[int, int]], corpus: Corpus, most:
     """The strongest passages, strongest first.
 
     `mass` [n] is the attention on every token that the model read, `offsets` their n character spans in
-    `corpus.text`, ascending. A passage is a window of tokens around a peak, grown to the ends of its sentence.
+    `corpus.text`, ascending; where they leave a gap, no passage reaches across. A passage is a window of tokens around a peak, grown to the ends of its sentence.
     """
     total = float(mass.sum())
     if total <= 0 or not offsets:
@@ -45,6 +45,8 @@ def passages(mass: Tensor, offsets: list[tuple[int, int]], corpus: Corpus, most:
     middle = torch.arange(width, dtype=torch.float64) - (width - 1) / 2
     centred = windows @ (1 - middle.abs() / width)  # of windows with the same tokens, the one with them in the middle
     free = torch.ones(len(sums), dtype=torch.bool)
+    for seam in (i for i in range(1, len(mass)) if offsets[i][0] > offsets[i - 1][1]):  # a part was left out here
+        free[max(0, seam - width + 1) : seam] = False
     found: list[Passage] = []
     while len(found) < most and bool(free.any()):
         at = int(torch.where(free, centred, -1.0).argmax())

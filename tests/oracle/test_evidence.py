@@ -49,5 +49,14 @@ def test_shares_are_shares_and_passages_do_not_overlap_in_tokens(values: list[fl
     assert len(found) <= max(1, 2 * len(values) // SPAN + 1)
 
 
+def test_no_passage_reaches_over_what_was_left_out() -> None:
+    kept = [*range(100, 180), *range(600, 680)]
+    mass = torch.zeros(len(kept))
+    mass[75:85] = 1.0  # five tokens on each side of the gap
+    found = passages(mass, [OFFSETS[i] for i in kept], Corpus([Document("a.txt", TEXT)]))
+    assert len(found) == 2
+    assert all(p.end - p.start < 32 * 4 + 2 * 120 for p in found)
+
+
 def test_no_attention_no_evidence() -> None:
     assert passages(torch.zeros(10), OFFSETS[:10], Corpus([Document("a.txt", TEXT)])) == []
