@@ -34,7 +34,8 @@ def passages(mass: Tensor, offsets: list[tuple[int, int]], corpus: Corpus, most:
     """The strongest passages, strongest first.
 
     `mass` [n] is the attention on every token that the model read, `offsets` their n character spans in
-    `corpus.text`, ascending; where they leave a gap, no passage reaches across. A passage is a window of tokens around a peak, grown to the ends of its sentence.
+    `corpus.text`, ascending; where they leave a gap, no passage reaches across. A passage is a window of tokens
+    around a peak, grown to the ends of its sentence.
     """
     total = float(mass.sum())
     if total <= 0 or not offsets:
