@@ -57,7 +57,7 @@ def passages(mass: Tensor, offsets: list[tuple[int, int]], corpus: Corpus, most:
         start, end = _grow(corpus.text, offsets[at][0], offsets[at + width - 1][1])
         share = float(sums[at]) / total
         found += [Passage(name, a, b, corpus.text[start:end], share) for name, a, b in corpus.locate(start, end)[:1]]
-    return found
+    return sorted(found, key=lambda passage: -passage.weight)
 
 
 def _grow(text: str, start: int, end: int) -> tuple[int, int]:

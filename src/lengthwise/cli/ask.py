@@ -87,6 +87,7 @@ def ask(
 
 def _print(question: str | None, answer: Answer) -> None:
     from rich.console import Console
+    from rich.padding import Padding
     from rich.text import Text
 
     console = Console(highlight=False)
@@ -97,7 +98,8 @@ def _print(question: str | None, answer: Answer) -> None:
     for passage in answer.evidence:
         text = " ".join(passage.text.split())
         where = f"{passage.file}:{passage.start}-{passage.end}"
-        console.print(Text.assemble(f"  {passage.weight:6.1%}  ", (where, "cyan"), f"  {text}"), soft_wrap=False)
+        console.print(Text.assemble(f"  {passage.weight:6.1%}  ", (where, "cyan")))
+        console.print(Padding(Text(text), (0, 0, 0, 10)))
 
 
 class _Stop:
