@@ -110,6 +110,7 @@ def ask_all(
         raise BadInput("the question is empty")
     if max_new_tokens < 1:
         raise BadInput(f"max_new_tokens must be at least 1, not {max_new_tokens}")
+    given = None if stack == "auto" else make_stack(stack)
     documents = [f for f in files if isinstance(f, Document)]
     corpus = Corpus(documents or read_documents([str(f) for f in files]))
     loaded, tokenizer = models.load(model) if isinstance(model, str) else model
@@ -125,10 +126,8 @@ def ask_all(
         )
     tokens = len(ids) + longest + max_new_tokens
     room = available_memory(facts.device) if memory is None else memory
-    why = "as given"
-    if stack == "auto":
-        stack, why = auto.choose(facts, tokens, room)
-    chosen = make_stack(stack)
+    picked, why = (str(given), "as given") if given else auto.choose(facts, tokens, room)
+    chosen = given or make_stack(picked)
     say(f"stack {chosen}: {why}")
     for reason in check_fits(loaded, tokens, chosen, room):
         if reason.startswith(BEYOND):
