@@ -148,7 +148,7 @@ class Infllm(Positions, Selects, Observes, Stores):
 
     def _by_representatives(self, view: View) -> Tensor:
         """Scores [units] by the published rule."""
-        reps: Tensor = view.state["reps"]
+        reps: Tensor = view.state["reps"].to(view.q.device)  # a loaded session's are on the CPU
         return torch.einsum("hd,hbd->b", self._queries(view).mean(1), reps.float())
 
     def _by_maximum(self, view: View, units: int) -> Tensor:

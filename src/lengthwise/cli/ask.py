@@ -134,7 +134,7 @@ class _Bar:
 
         self.bar = Progress(
             TextColumn("{task.description:17}"),
-            BarColumn(bar_width=20),
+            BarColumn(bar_width=12),
             TextColumn("{task.completed:,.0f}/{task.total:,.0f} tokens"),
             TextColumn("{task.fields[speed]}"),
             TimeRemainingColumn(),
