@@ -63,7 +63,7 @@ def main() -> None:
         for a, b in segments:
             reader._probe(a, b, range(len(FACTS)))
             print(f"\r{b:,}/{len(ids):,}", end="", file=sys.stderr, flush=True)
-    print(f"\n{len(ids):,} tokens, {len(segments)} segments, {time.process_time() - begun:.0f} CPU-s")
+    print(f"{len(ids):,} tokens, {len(segments)} segments, {time.process_time() - begun:.0f} CPU-s\n")
     print("| question | rank by certainty | rank by question | its score | the best other's |\n|---|---|---|---|---|")
     for index, (_, fact, question) in enumerate(FACTS):
         start = text.index(fact)
