@@ -1,9 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
-import torch
 from transformers import PreTrainedModel
 
 import tiny
@@ -12,12 +9,3 @@ import tiny
 @pytest.fixture(scope="session")
 def llama() -> PreTrainedModel:
     return tiny.model("llama")
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tiny tensors are slower on many threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)

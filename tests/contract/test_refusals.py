@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 import lengthwise
 import tiny
-from lengthwise.core import registry
+from lengthwise.core import compat, registry
 from lengthwise.core.facts import ModelFacts
 from lengthwise.core.frames import Frame
 from lengthwise.core.seams import Positions
@@ -336,3 +336,19 @@ def test_a_torn_entry_point(plug_in: Any) -> None:
 def test_errors_of_one_family() -> None:
     for error in (UnknownMethod, MethodCollision, BadParameter, StackRefused, NothingFired, BadInput, SessionError):
         assert issubclass(error, LengthwiseError)
+
+
+def test_an_unknown_architecture_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compat, "KNOWN", frozenset())
+    built = tiny.CONFIGS["qwen3"]()
+    model = tf.AutoModelForCausalLM.from_config(built).eval()
+    with lengthwise.stack("streaming-llm:window=32").on(model) as run:
+        model.generate(tiny.tokens(40), max_new_tokens=2, past_key_values=run.cache())
+
+
+def test_an_unknown_architecture_that_differs_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SmolLM3 leaves some layers un-rotated; without the list that says so, the trial must find out."""
+    monkeypatch.setattr(compat, "NO_ROTARY_ON_SOME_LAYERS", frozenset())
+    model = tf.AutoModelForCausalLM.from_config(tiny.CONFIGS["smollm3"]()).eval()
+    with pytest.raises(StackRefused, match="trial of 16 tokens differed"):
+        lengthwise.stack("int8").on(model)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lengthwise.core import compat
+from lengthwise.core import compat, probe
 from lengthwise.core.facts import LayerKind
 from lengthwise.core.frames import NATIVE, stay
 from lengthwise.core.ledger import LayerReceipt, Ledger
@@ -45,6 +45,9 @@ class Run:
         self.stack, self.model, self.anatomy = stack, model, anatomy
         self.facts = compat.model_facts(model)
         if reasons := refusals(stack.methods, self.facts):
+            raise StackRefused(str(stack), reasons)
+        known = self.facts.model_type in compat.KNOWN or stack.methods == (probe.TwoFrames(),)
+        if not known and (reasons := probe.trial(Run(Stack([probe.TwoFrames()]), model))):
             raise StackRefused(str(stack), reasons)
         self.ropes = compat.ropes(anatomy, self.facts)
         self.plans: Mapping[LayerKind, LayerPlan] = plan_layers(stack.methods, self.facts, self.ropes)
