@@ -12,8 +12,10 @@ from typing import Any
 
 import torch
 import transformers as tf
+from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
+from tokenizers import models as token_models
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 VOCAB = 97
 WINDOW = 512  # trained window of every tiny model
@@ -94,3 +96,18 @@ def plain_logits(of: PreTrainedModel, ids: Tensor, **kwargs: Any) -> Tensor:
     """Logits of the model as it is, in one pass."""
     with torch.no_grad():
         return of(ids, use_cache=False, **kwargs).logits
+
+
+def tokenizer(texts: list[str], size: int, end: str) -> PreTrainedTokenizerFast:
+    """Bytes and a few merges learned from `texts`: `size` tokens, of which `end` is special."""
+    raw = Tokenizer(token_models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=[end],
+        show_progress=False,
+    )
+    raw.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=raw, eos_token=end)

@@ -8,12 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
-from tokenizers import models as token_models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 import lengthwise
+import tiny as tiny_models
 from lengthwise import auto
 from lengthwise._ask import Answer, ask, ask_all
 from lengthwise._reader import LEAD, Interrupted, Reader, frame
@@ -33,17 +32,7 @@ XL3M = "xl3m:segment=100,overlap=20,zoom=40,top=2"
 @pytest.fixture(scope="module")
 def tiny() -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
     """A random model whose tokens are bytes and a few merges, with a window of 512."""
-    raw = Tokenizer(token_models.BPE())
-    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    raw.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=340,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        special_tokens=["<e>"],
-        show_progress=False,
-    )
-    raw.train_from_iterator([TEXT], trainer)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<e>")
+    tokenizer = tiny_models.tokenizer([TEXT], 340, "<e>")
     torch.manual_seed(1)
     config = LlamaConfig(
         vocab_size=len(tokenizer),

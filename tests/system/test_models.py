@@ -12,10 +12,9 @@ import zipfile
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
-from tokenizers import models as token_models
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM
 
+import tiny
 from lengthwise import models
 from lengthwise.errors import BadParameter, LengthwiseError, MissingExtra, UnknownModel
 from lengthwise.models import ModelError, _packaged
@@ -25,17 +24,7 @@ TEXT = "x\n    2 spaces  3 a  b\n    33 44"
 
 
 def tiny_tokenizer():
-    tokenizer = Tokenizer(token_models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=300,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        special_tokens=["<|end|>"],
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(["a  b\n    "] * 4, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>")
+    return tiny.tokenizer(["a  b\n    "] * 4, 300, "<|end|>")
 
 
 @pytest.fixture(scope="module")

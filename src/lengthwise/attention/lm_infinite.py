@@ -67,11 +67,6 @@ class LmInfinite(Windowed):
             if value is not None and model.window < value < 1 << 20
         ]
 
-    @property
-    def per_layer(self) -> bool:  # type: ignore[override]
-        """What is visible is the same in all layers; the extra tokens are asked for in each anyway."""
-        return False
-
     def frames(self, facts: ModelFacts) -> tuple[Frame, ...]:
         """Up to the limit: as it is. Beyond it: query at the limit, key at 0."""
         limit = self.limit or self._window(facts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import mmap
 import shutil
 import tempfile
@@ -110,16 +111,15 @@ class Disk:
         self._n = len(slots)
 
     def nbytes(self) -> int:
-        """Bytes of the files."""
-        return sum(path.stat().st_size for path, _, _ in self._files)
+        """Bytes of the files, counted, not asked of the disk: a run asks after every pass of every layer."""
+        return self._n * sum(_row_bytes(shape, dtype) for _, shape, dtype in self._files)
 
     def _read_one(self, path: Path, shape: tuple[int, ...], dtype: torch.dtype, where: slice | Tensor) -> Tensor:
         nothing = torch.empty(0, *shape, dtype=dtype)
-        if path.stat().st_size == 0:
+        if self._n == 0:
             return nothing
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
-            row = view.size() // self._n
-            table = np.ndarray((self._n, row), dtype=np.uint8, buffer=view)
+            table = np.ndarray((self._n, _row_bytes(shape, dtype)), dtype=np.uint8, buffer=view)
             picked = np.array(table[where if isinstance(where, slice) else where.numpy()])
             del table
             if hasattr(mmap, "MADV_DONTNEED"):
@@ -177,6 +177,11 @@ class Lru:
     def cached_bytes(self) -> int:
         """Bytes of the pages in memory."""
         return sum(t.numel() * t.element_size() for page in self._cached.values() for t in page)
+
+
+def _row_bytes(shape: tuple[int, ...], dtype: torch.dtype) -> int:
+    """Bytes of one token of a file."""
+    return math.prod(shape) * dtype.itemsize
 
 
 def _as_bytes(part: Tensor) -> bytes:

@@ -82,7 +82,6 @@ class Run:
         """A new cache: one reading of one batch. `expected` tokens, if known, are reserved at once."""
         return Session(self, expected)
 
-    @torch.no_grad()
     def prefill(
         self,
         input_ids: Tensor,
@@ -111,7 +110,6 @@ class Run:
                 break
         return cache
 
-    @torch.no_grad()
     def feed(
         self,
         input_ids: Tensor,
@@ -169,8 +167,7 @@ class Run:
     @contextmanager
     def watching(self, cache: Session) -> Iterator[Watch]:
         """Sum the attention weights of the forward passes with `cache` inside the block, by position."""
-        cache.watch = cache.watch or Watch()
-        watch, cache.watch = cache.watch, cache.watch
+        watch = cache.watch = Watch()
         try:
             yield watch
         finally:
