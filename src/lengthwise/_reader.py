@@ -22,7 +22,7 @@ from lengthwise.core.watch import Watch
 from lengthwise.errors import LengthwiseError
 
 Progress = Callable[[str, int, int], None]  # (what is being done, tokens done, tokens in all)
-LEAD = "\n\nUsing only the text above, answer briefly: "
+LEAD = "\n\nUsing only the text above, answer briefly:"
 
 
 class Interrupted(LengthwiseError):
@@ -71,12 +71,12 @@ def frame(question: str, tokenizer: Any) -> Prompt:
     head, tail = chat_frame(tokenizer) if chat else ("", "\nAnswer:")
 
     def tokens(text: str) -> Tensor:
-        return torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"], dtype=torch.long)
+        return torch.tensor(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], dtype=torch.long)
 
     start = tokens(head)
     if not head and starts_with_bos(tokenizer):
         start = torch.tensor([tokenizer.bos_token_id])
-    return Prompt(start, tokens(LEAD), tokens(question.strip()), tokens(tail))
+    return Prompt(start, tokens(LEAD), tokens(f" {question.strip()}"), tokens(tail))
 
 
 class _Ends(StoppingCriteria):  # type: ignore[misc]

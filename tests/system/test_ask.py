@@ -228,14 +228,14 @@ def test_prefill_refuses_to_ignore_a_prompt_method(tiny) -> None:
 def test_the_frame_is_the_chat_template_or_a_plain_question(tiny) -> None:
     tokenizer = tiny[1]
     plain = frame("Why?", tokenizer)
-    assert tokenizer.decode(plain.after) == LEAD + "Why?" + "\nAnswer:"
+    assert tokenizer.decode(plain.after) == LEAD + " Why?" + "\nAnswer:"
     tokenizer.chat_template = "{% for m in messages %}[{{ m.content }}]{% endfor %}>"
     try:
         chat = frame("Why?", tokenizer)
     finally:
         tokenizer.chat_template = None
     assert tokenizer.decode(chat.head) == "["
-    assert tokenizer.decode(chat.after) == LEAD + "Why?" + "]>"
+    assert tokenizer.decode(chat.after) == LEAD + " Why?" + "]>"
 
 
 def test_the_command_prints_json_alone(folder: str, tmp_path: Path) -> None:

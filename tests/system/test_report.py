@@ -167,6 +167,18 @@ def test_standings_rank_and_mark_the_front() -> None:
     )  # what failed counts as 0
 
 
+def test_a_tie_of_few_samples_is_no_advice() -> None:
+    like = next(r for r in ROWS if r["status"] == "done")
+    rows = [
+        like | {"stack": name, "trial": i, "score": score, "ledger": like["ledger"] | {"cpu_seconds": seconds}}
+        for name, seconds, scores in (("good", 2.0, [1.0] * 8), ("poor", 1.0, [1.0] * 4 + [0.0] * 4))
+        for i, score in enumerate(scores)
+    ]
+    top = slices(rows)[0]
+    assert all(s.tied for s in top.standings)  # four differences of eight prove nothing
+    assert "cpu" not in top.cheaper
+
+
 def test_what_no_stack_answered_counts_against_none() -> None:
     rows = [r | ({"status": "refused", "score": None} if r["length"] == 4096 else {}) for r in ROWS]
     assert {s.stack for s in slices(rows)[0].standings if not s.complete} == {"self-extend:group=8,window=256"}

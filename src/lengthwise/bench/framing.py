@@ -36,7 +36,7 @@ class Framing:
 
     def ids(self, text: str) -> list[int]:
         """Token ids of a text on its own."""
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     def before(self) -> list[int]:
         """Token ids before the document."""

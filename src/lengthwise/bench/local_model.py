@@ -71,7 +71,7 @@ class LocalModel:
         """The strongest passages of the document, as far as it was read."""
         if not len(kept):
             return []
-        encoded = self.tokenizer(sample.document, add_special_tokens=False, return_offsets_mapping=True)
+        encoded = self.tokenizer(sample.document, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         offsets = encoded["offset_mapping"]
         found = passages(mass, [offsets[i] for i in kept.tolist()], Corpus([Document("", sample.document)]), most=3)
         return [{"text": p.text, "weight": round(p.weight, 4), "start": p.start, "end": p.end} for p in found]

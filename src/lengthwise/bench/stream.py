@@ -2,47 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import re
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import TypeVar
 
-from lengthwise.bench.words import NOUNS, TRAITS
+from lengthwise.bench.keys import Supply, endless_keys
 
 T = TypeVar("T")
 
 
-class Stream(Generic[T]):
-    """Items make(draw, index) for index 0, 1, ...; the first ones stay the same however many are taken."""
-
-    def __init__(self, seed: float, make: Callable[[random.Random, int], T]) -> None:
-        self.draw = random.Random(seed)
-        self.make = make
-        self._made: list[T] = []
-
-    def take(self, count: int) -> list[T]:
-        """The first `count` items."""
-        while len(self._made) < count:
-            self._made.append(self.make(self.draw, len(self._made)))
-        return self._made[:count]
+def stream(seed: float, make: Callable[[random.Random, int], T]) -> Supply[T]:
+    """Items make(draw, index) for index 0, 1, and so on."""
+    draw = random.Random(seed)
+    return Supply(make(draw, index) for index in itertools.count())
 
 
-PAIRS = [f"{t} {n}" for t in TRAITS for n in NOUNS]
-
-
-def names(seed: float) -> Stream[str]:
-    """Distinct names without end: a trait and a noun, and a number as well once all pairs are used."""
-    moved: dict[int, int] = {}  # a shuffle of PAIRS that is made as far as it is read
-
-    def name(draw: random.Random, index: int) -> str:
-        lap, at = divmod(index, len(PAIRS))
-        if at == 0:
-            moved.clear()
-        other = draw.randrange(at, len(PAIRS))
-        picked, moved[other] = moved.get(other, other), moved.get(at, at)
-        return PAIRS[picked] + (f" {lap + 1}" if lap else "")
-
-    return Stream(seed, name)
+def names(seed: float) -> Supply[str]:
+    """Distinct names without end."""
+    return Supply(endless_keys(random.Random(seed)))
 
 
 def final(answer: str) -> str:

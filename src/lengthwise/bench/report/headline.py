@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from lengthwise.bench.store import Row
 from lengthwise.bench.summary import COSTS, Cell, Quality, cell, leaders, quality, sample_id
 
+MARGIN = 0.05  # of the mean score, that a cheaper stack may lose to the best
+
 
 @dataclass(frozen=True)
 class Standing:
@@ -33,7 +35,7 @@ class Standing:
 
 @dataclass(frozen=True)
 class Slice:
-    """Standings over some of the samples, best first. `cheaper`: by cost, the cheapest stack level with the best."""
+    """Standings over some of the samples, best first. `cheaper`: by cost, the cheapest stack that is about as good."""
 
     group: str
     label: str
@@ -107,8 +109,12 @@ def on_front(one: Standing, standings: list[Standing], kind: str) -> bool:
 
 
 def _cheaper(standings: list[Standing], kind: str) -> list[Standing]:
-    """At most one: the cheapest complete stack tied with the best, if it is cheaper than the best."""
+    """At most one: the cheapest complete stack that loses at most MARGIN to the best and is cheaper than it."""
     limit = standings[0].costs[kind] if standings else None
-    able = [(s.costs[kind] or 0.0, s) for s in standings[1:] if s.tied and s.complete and s.costs[kind] is not None]
-    able = [pair for pair in able if limit is not None and pair[0] < limit]
+    able = []
+    for one in standings[1:]:
+        cost = one.costs[kind]
+        close = one.tied and one.mean >= standings[0].mean - MARGIN  # a tie of few samples alone is no advice
+        if close and one.complete and cost is not None and limit is not None and cost < limit:
+            able.append((cost, one))
     return [min(able, key=lambda pair: pair[0])[1]] if able else []

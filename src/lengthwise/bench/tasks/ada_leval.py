@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from lengthwise.bench.stream import Stream, final, integers, names
+from lengthwise.bench.stream import final, integers, names, stream
 from lengthwise.bench.task import Room, Sample, Scores, Task, TaskSpec
 from lengthwise.bench.words import CITIES, PEOPLE, THINGS, TRAITS
 from lengthwise.core.spec import param
@@ -136,7 +136,7 @@ class BestAnswer(Task):
             )
             return tell(offer, draw)
 
-        others, told = Stream(draw.random(), wrong), tell(right, random.Random(draw.random()))
+        others, told = stream(draw.random(), wrong), tell(right, random.Random(draw.random()))
         asked = (
             f"Which answer offers a {wish.trait} {thing} that is sent to {wish.city}, costs at most {wish.price} coins "
             f"and takes at most {wish.days} days?"

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from lengthwise.bench.stream import Stream, final, names
+from lengthwise.bench.stream import final, names, stream
 from lengthwise.bench.task import Room, Sample, Scores, Task, TaskSpec
 from lengthwise.bench.words import ACTS, CITIES, PEOPLE, THINGS, TRAITS, WHEN
 from lengthwise.core.spec import param
@@ -65,7 +65,7 @@ class Licon(Task):
             order = draw.sample(range(self.classes), self.classes)
             return [(k, f"\nText: {_tell(draw, *kinds[k])} Class: {labels[k]}.") for k in order]
 
-        rounds = Stream(draw.random(), one_round)
+        rounds = stream(draw.random(), one_round)
         grouped = draw.sample([k for k in range(self.classes) if k != asked], self.classes - 1)
         if depth is not None:
             grouped.insert(round(depth * len(grouped)), asked)

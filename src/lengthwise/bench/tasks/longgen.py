@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import ClassVar
 
-from lengthwise.bench.stream import Stream, final, integers
+from lengthwise.bench.stream import final, integers, stream
 from lengthwise.bench.task import Room, Sample, Scores, Task, TaskSpec
 from lengthwise.bench.words import PEOPLE, THINGS
 from lengthwise.core.spec import param
@@ -39,7 +39,7 @@ class LongGen(Task):
 
     def build(self, room: Room, depth: float | None) -> Sample:
         """As many questions as fit with their answers."""
-        items = Stream(room.draw.random(), self._problem)
+        items = stream(room.draw.random(), self._problem)
 
         def make(count: int) -> Sample:
             told = items.take(count)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from lengthwise.bench.stream import Stream, final, integers
+from lengthwise.bench.stream import final, integers, stream
 from lengthwise.bench.task import Room, Sample, Scores, Task, TaskSpec
 from lengthwise.bench.words import ALL
 from lengthwise.core.spec import param
@@ -120,7 +120,7 @@ class LongIns(Task):
             instruction, maker = EXAM[draw.choice(sorted(EXAM)) if self.setting == "limt" else kind]
             return instruction, maker(draw), draw.random()
 
-        items = Stream(room.draw.random(), item)
+        items = stream(room.draw.random(), item)
 
         def make(count: int) -> Sample:
             exam = items.take(count)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import ClassVar, TypeVar
 
 from lengthwise.bench.procedures import agreement
-from lengthwise.bench.stream import Stream, final, names
+from lengthwise.bench.stream import final, names, stream
 from lengthwise.bench.task import Room, Sample, Scores, Task, TaskSpec, scatter
 from lengthwise.bench.words import CITIES, PEOPLE, TRAITS
 from lengthwise.core.spec import param
@@ -99,7 +99,7 @@ class LongProcTable(Procedure):
             seller, price, look = cells
             return f'\n<li class="{look}"><b>{name}</b> by <i>{seller}</i>, sent from {town}: {price} coins</li>'
 
-        asked, others = Stream(seed, row), Stream(seed + 1, row)
+        asked, others = stream(seed, row), stream(seed + 1, row)
         header = "item\tseller\tprice"
 
         def table(count: int) -> list[list[str]]:
@@ -167,7 +167,7 @@ class LongProcPath(Procedure):
     def build(self, room: Room, depth: float | None) -> Sample:
         """A route of about `output` tokens, and as many other connections as fit."""
         who, seed = names(room.draw.random()), room.draw.random()
-        rides = Stream(seed, lambda draw, _: (draw.choice(TRANSPORT), draw.random(), draw.random()))
+        rides = stream(seed, lambda draw, _: (draw.choice(TRANSPORT), draw.random(), draw.random()))
 
         def route(count: int) -> list[str]:
             stops = itertools.pairwise(who.take(count + 1))

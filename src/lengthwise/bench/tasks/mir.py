@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from lengthwise.bench.programs import Value, example, program, write
-from lengthwise.bench.stream import Stream, final
+from lengthwise.bench.stream import final, stream
 from lengthwise.bench.task import Room, Sample, Scores, Task, TaskSpec
 from lengthwise.core.spec import param
 
@@ -62,7 +62,7 @@ class Mir(Task):
         asked: Value = example(domain, draw)
         while made(asked) in ([], "", asked):
             asked = example(domain, draw)
-        right, shots = made(asked), Stream(draw.random(), shot)
+        right, shots = made(asked), stream(draw.random(), shot)
 
         def make(count: int) -> Sample:
             told = shots.take(count)
