@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import NamedTuple
@@ -19,12 +20,11 @@ from lengthwise.bench.words import ACTS, CITIES, NOUNS, PEOPLE, THINGS, TRAITS
 FILLER, ANSWER = 0.1, 1.0  # loss weights
 MIX = {
     "needle": 0.12,
-    "values": 0.2,
-    "queries": 0.08,
-    "pairs": 0.1,
-    "trace": 0.1,
-    "names": 0.16,
-    "copy": 0.05,
+    "values": 0.22,
+    "queries": 0.1,
+    "pairs": 0.13,
+    "trace": 0.12,
+    "copy": 0.12,
     "common": 0.13,
     "facts": 0.06,
 }
@@ -125,17 +125,13 @@ def trace(draw: random.Random, room: int, asked: int) -> Plan:
     return Plan(facts, "", out)
 
 
-def names(draw: random.Random, room: int, asked: int) -> Plan:
-    hops = draw.randint(1, 4)
-    own, numbers, facts = chains(draw, draw.randint(1, max(1, min(6, room // (16 * (hops + 1))))), hops)
-    which = draw.sample(range(len(own)), min(len(own), max(1, asked // 2)))
-    return Plan(facts, "", [("names", phrases.ask_names(numbers[i], own[i])) for i in which])
-
-
 def copy(draw: random.Random, room: int, asked: int) -> Plan:
     count = draw.randint(4, max(5, min(room // 3, 110)))
     pool = draw.choice([NOUNS, TRAITS + THINGS + ACTS + NOUNS, None])
-    words = [draw.choice(pool) if pool else digits(draw, draw.randint(1, 4)) for _ in range(count)]
+    if pool and draw.random() < 0.6:
+        words = draw.sample(pool, min(count, len(pool)))  # a word that comes twice has two successors
+    else:
+        words = [draw.choice(pool) if pool else digits(draw, draw.randint(1, 4)) for _ in range(count)]
     while sum(1 if pool else len(w) for w in words) > room // 2 - 16:
         words.pop()
     query = phrases.ask_copy(words, draw.randint(max(2, len(words) // 2), len(words)))
@@ -152,7 +148,10 @@ def common(draw: random.Random, room: int, asked: int) -> Plan:
     frequent, rare = words[:3], words[3:]
     rest = max(0, size - sum(counts))
     body = [w for w, n in zip(frequent, counts) for _ in range(n)]
-    body += (rare * (rest // len(rare) + 1))[:rest] if draw.random() < 0.5 else draw.choices(rare[:60], k=rest)
+    others = draw.choices(rare[:60], k=rest)
+    if draw.random() < 0.5 or max(Counter(others).values(), default=0) + 2 > counts[2]:  # no other is as frequent
+        others = (rare * (rest // len(rare) + 1))[:rest]
+    body += others
     draw.shuffle(body)
     tops = draw.sample([1, 2, 3], draw.choice([1, 2, 3]))
     return Plan([], phrases.word_list(body), [("common", phrases.ask_common(frequent[:n])) for n in tops])
@@ -163,7 +162,7 @@ def facts(draw: random.Random, room: int, asked: int) -> Plan:
 
 
 PLANS: dict[str, Callable[[random.Random, int, int], Plan]] = {
-    f.__name__: f for f in (needle, values, queries, pairs, trace, names, copy, common, facts)
+    f.__name__: f for f in (needle, values, queries, pairs, trace, copy, common, facts)
 }
 
 
@@ -236,9 +235,50 @@ class Writer:
         return Doc(ids[:length], weights[:length], spans)
 
     def weigh(self, answer: list[int]) -> list[float]:
-        """Weights of an answer: more where an item of a list begins, since that is what has to be found."""
+        """Weights of an answer: most where an item of a list begins, more where it is decided whether one follows."""
         comma = self.tokenizer.token_to_id(",")
-        return [2 * ANSWER, *(3 * ANSWER if before == comma else ANSWER for before in answer[:-1])]
+        weights = [2 * ANSWER if token == comma else ANSWER for token in answer]
+        weights[0] = weights[-1] = 2 * ANSWER
+        for i, token in enumerate(answer[1:-1], 1):
+            if answer[i - 1] == comma and token != comma:
+                weights[i] = 3 * ANSWER
+        return weights
+
+    def repeating(self, length: int) -> Doc:
+        """A document of the induction stage."""
+        chance = self.draw.random()
+        if chance < 0.35:
+            return self.repeats(length)
+        return self.lists(length) if chance < 0.7 else self.retrieval(length, dense=True)
+
+    def lists(self, length: int) -> Doc:
+        """Keys with one or more values, then every key with all of its values in order, and new keys after these."""
+        draw, end = self.draw, self.encode(";")
+        ids, weights, spans = [self.bos], [0.0], []
+        while True:
+            names = draw.sample(NOUNS, draw.randint(1, 3))
+            kind = draw.random()
+            of = {
+                k: [draw.choice(NOUNS) if kind < 0.6 else digits(draw, 2) for _ in range(draw.choice([1, 2, 2, 3, 4]))]
+                for k in names
+            }
+            facts = [(k, v) for k in names for v in of[k]]
+            draw.shuffle(facts)
+            order = draw.sample(names, len(names))
+            told = [t for k, v in facts for t in (*self.encode(f" {k} is {v}"), *end)]
+            asked = [
+                (self.encode(f" {k}:"), self.encode(" " + ", ".join(v for n, v in facts if n == k))) for k in order
+            ]
+            if len(ids) + len(told) + sum(len(q) + len(a) + 1 for q, a in asked) > length:
+                if spans:
+                    return Doc(ids, weights, spans)
+                continue
+            ids += told
+            weights += [0.0] * len(told)
+            for q, a in asked:
+                spans.append(Span("lists", len(ids) + len(q), len(ids) + len(q) + len(a) + 1))
+                ids += q + a + end
+                weights += [0.0] * len(q) + self.weigh(a + end)
 
     def repeats(self, length: int) -> Doc:
         """Strings that repeat, or key-value pairs that recur: what induction heads are learned from."""

@@ -28,7 +28,7 @@ ABOUT = {
 
 def card(stage: str, runs: list[Path]) -> str:
     trained = [json.loads((run / stage / "training.json").read_text()) for run in runs if (run / stage).is_dir()]
-    first = trained[0]
+    first, config = trained[0], json.loads((runs[0] / stage / "config.json").read_text())
     tags = {n: sorted({t for run in trained for t in run["accuracy"].get(n, {})}) for n in first["accuracy"]}
     out = [
         f"# {SHIPPED[stage]}",
@@ -40,7 +40,8 @@ def card(stage: str, runs: list[Path]) -> str:
         "after the stages it goes on from",
         "- Data: generated text only (`lengthwise.bench`: story, phrases, problems), by scripts/pocket/data.py",
         f"- Shape: LlamaForCausalLM, {(runs[0] / stage / 'model.safetensors').stat().st_size / 2e6:.1f} M parameters "
-        "in bfloat16, 6 layers, hidden 128, 4 heads of 32 (2 of keys and values), untied",
+        f"in bfloat16, {config['num_hidden_layers']} layers, hidden {config['hidden_size']}, untied; heads of "
+        f"{config['head_dim']}: {config['num_attention_heads']}, {config['num_key_value_heads']} of keys and values",
         "- Licence: Apache-2.0, as the rest",
         "",
         "Answers whose tokens are all the first choice (teacher-forced), by kind, length and seed:",

@@ -30,8 +30,8 @@ SHAPE = {
     "hidden_size": 128,
     "intermediate_size": 384,
     "num_hidden_layers": 6,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
     "head_dim": 32,
     "tie_word_embeddings": False,
     "rms_norm_eps": 1e-5,
@@ -64,7 +64,7 @@ class Stage:
 
 STAGES = {
     "base": Stage(None, 512, (Phase(1200, 2048, 128, "reasoning"),), warmup=100, decay=0.0),
-    "induction": Stage("base", 512, (Phase(600, 2048, 64, "repeats"),), decay=0.0),
+    "induction": Stage("base", 512, (Phase(1400, 2048, 64, "repeats"),), decay=0.0),
     "reasoner": Stage(
         "induction", 512, (Phase(200, 4096, 128, "reasoning"), Phase(1200, 4096, 256, "reasoning")), decay=0.6
     ),
@@ -124,11 +124,12 @@ def docs(writer: Writer, phase: Phase, length: int) -> list[Doc]:
     if phase.kind == "reasoning":
         return [writer.reasoning(length) for _ in range(rows)]
     if phase.kind == "repeats":
-        return [
-            writer.repeats(length) if writer.draw.random() < 0.5 else writer.retrieval(length, dense=True)
-            for _ in range(rows)
-        ]
-    return [writer.retrieval(length, dense=True) for _ in range(rows)]
+        return [writer.repeating(length) for _ in range(rows)]
+    lists = 0.1 if length <= 128 else 0.0
+    return [
+        writer.lists(length) if writer.draw.random() < lists else writer.retrieval(length, dense=True)
+        for _ in range(rows)
+    ]
 
 
 def loss_of(model: LlamaForCausalLM, ids: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, float]:
@@ -158,7 +159,7 @@ def accuracy(model: LlamaForCausalLM, documents: list[Doc]) -> dict[str, float]:
 def judge(model: LlamaForCausalLM, tokenizer: Tokenizer, name: str, each: int = 40) -> dict[str, dict[str, float]]:
     writer = Writer(tokenizer, 777_777)
     if name == "induction":
-        return {"64": accuracy(model, [writer.repeats(64) for _ in range(4 * each)])}
+        return {"64": accuracy(model, [f(64) for f in (writer.repeats, writer.lists) for _ in range(2 * each)])}
     if name in ("base", "reasoner"):
         return {"256": accuracy(model, [writer.reasoning(256) for _ in range(4 * each)])}
     lengths = (512,) if name == "reader" else (512, 2048, 4096)

@@ -51,6 +51,10 @@ class SessionError(LengthwiseError):
     """A saved session cannot be used: torn, of another model or stack, or of another format version."""
 
 
+class StoreError(LengthwiseError):
+    """Keys and values cannot be held or read back: no memory, no room on the disk, or a file that cannot be read."""
+
+
 class UnknownTask(LengthwiseError):
     """A task name that no file of `bench/tasks` and no installed package provides."""
 

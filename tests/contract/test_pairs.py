@@ -19,6 +19,7 @@ from lengthwise.core.stack import Stack, refusals
 # Settings at which a method acts within 120 tokens of a tiny model; a method that is not named runs at its defaults.
 SMALL: dict[str, dict[str, Any]] = {
     "dynamic-ntk": {"factor": 2.0, "length": 2048},
+    "block-sparse": {"top": 0, "sinks": 0, "window": 1},
     "infllm": {"init": 4, "local": 16, "block": 8, "top": 2, "reps": 2, "chunk": 8, "cached": 4},
     "int4": {"residual": 16},
     "int8": {"residual": 16},

@@ -10,7 +10,7 @@ import pytest
 from lengthwise import papers
 from lengthwise.core import registry
 from lengthwise.core.grammar import format_stack, parse
-from lengthwise.core.seams import Keeps, Observes, Positions, Selects, Stores
+from lengthwise.core.seams import Blocks, Keeps, Observes, Positions, Selects, Stores
 from lengthwise.core.spec import SEAMS, Method, format_value, parameters
 
 METHODS = registry.all_methods()
@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[2]
 BASES: dict[type, set[str]] = {
     Positions: {"position"},
     Selects: {"select"},
+    Blocks: {"blocks"},
     Keeps: {"keep"},
     Observes: {"observe"},
     Stores: {"format", "tier"},
@@ -40,6 +41,7 @@ def test_what_is_inherited_is_overridden(method: type[Method]) -> None:
     answers: dict[type, tuple[str, ...]] = {
         Positions: ("frames", "frequencies", "query_factor", "in_cache"),
         Selects: ("visible", "extras"),
+        Blocks: ("lists",),
         Keeps: ("keep",),
         Observes: ("observe",),
         Stores: ("codec", "arena"),

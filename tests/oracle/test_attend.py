@@ -195,7 +195,7 @@ def cuts(draw: Any) -> tuple[tuple[Frame, ...], Visible, Tensor, Tensor]:
 @settings(max_examples=300, deadline=None)
 @given(cuts())
 def test_cut(case: tuple[tuple[Frame, ...], Visible, Tensor, Tensor]) -> None:
-    """The pieces cover every visible pair of query and key once, in the frame of its distance, and no other pair."""
+    """Pieces cover every visible pair once, in the frame of its distance, and no other; reaches do so by the rules."""
     frames, visible, q, positions = case
     d = q[:, None] - positions[None]
     allowed = d >= 0
@@ -204,7 +204,8 @@ def test_cut(case: tuple[tuple[Frame, ...], Visible, Tensor, Tensor]) -> None:
     for window, sinks in visible.rules:
         allowed &= (d < window) | (positions < sinks)
     covered = {frame: torch.zeros_like(d) for frame in frames}
-    for piece in cut(frames, visible, q, positions):
+    both = cut(frames, visible, q, positions)
+    for piece in both.pieces:
         slots = piece.indices()
         assert piece.count == len(slots) > 0
         assert bool((slots.diff() > 0).all())
@@ -218,6 +219,23 @@ def test_cut(case: tuple[tuple[Frame, ...], Visible, Tensor, Tensor]) -> None:
     for frame in frames:
         inside = (d >= frame.low) & (d < frame.high)
         assert torch.equal(covered[frame], (allowed & inside).long())
+    reached = {frame: torch.zeros_like(d) for frame in frames}
+    for reach in both.reaches:
+        ranges = [reach.slots] if reach.cover is None else [reach.slots, reach.cover]
+        seen = [torch.zeros_like(d, dtype=torch.bool) for _ in ranges]
+        for mask, slots in zip(seen, ranges, strict=True):
+            mask[:, slots] = (d[:, slots] >= max(0, reach.frame.low)) & (d[:, slots] < reach.frame.high)
+            for window, sinks in reach.rules:
+                mask[:, slots] &= (d[:, slots] < window) | (positions[slots] < sinks)[None]
+        assert all(torch.equal(mask, seen[0]) for mask in seen)
+        if reach.runs:
+            assert len(q) == 1
+            runs = torch.cat([torch.arange(r.start, r.stop) for r in reach.runs])
+            assert torch.equal(runs, torch.arange(len(positions))[reach.slots])
+            assert bool(seen[0][:, runs].all())
+        reached[reach.frame] += seen[0].long()
+    for frame in frames:
+        assert torch.equal(reached[frame], covered[frame])
 
 
 def test_visible_and() -> None:

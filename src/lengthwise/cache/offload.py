@@ -1,8 +1,7 @@
-"""Older keys and values off the model's device: in host RAM, or in a memory-mapped file."""
+"""Older keys and values off the model's device: in host RAM, or in a file."""
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -18,8 +17,9 @@ Tier = Literal["auto", "ram", "disk"]
 def arena_on(tier: Tier, facts: ModelFacts, folder: str | None, page: int, pages: int) -> Callable[[], Arena]:
     """A maker of arenas: RAM for a model on a GPU, a file for a model on the CPU, with `pages` hot pages if any."""
     disk = tier == "disk" or (tier == "auto" and facts.device == "cpu")
-    make: Callable[[], Arena] = functools.partial(Disk, folder) if disk else Ram
-    return (lambda: Lru(make(), page, pages)) if pages and disk else make
+    if not disk:
+        return Ram
+    return (lambda: Lru(Disk(folder), page, pages)) if pages else (lambda: Disk(folder))
 
 
 def refuse_ram_on_cpu(tier: Tier, model: ModelFacts | None) -> list[str]:
@@ -41,7 +41,7 @@ class Offload(Stores):
     spec: ClassVar[Spec] = Spec(
         name="offload",
         family="cache",
-        summary="older keys and values in host RAM or in a memory-mapped file, hot pages cached",
+        summary="older keys and values in host RAM or in a file, hot pages cached",
         formula="held in memory <= hot + pages * 128 tokens; the rest on the tier; attention reads all it selects",
         seams=("tier",),
         exact_when="always",

@@ -68,7 +68,7 @@ def examine() -> tuple[list[Check], dict[str, Any]]:
     values: dict[str, Any] = {"lengthwise": lengthwise.__version__, "python": platform.python_version()}
     python = f"{platform.python_version()}, lengthwise {lengthwise.__version__}, {platform.platform(terse=True)}"
     checks = [Check("python", "ok" if sys.version_info >= (3, 11) else "fails", python)]
-    for one in (_torch, _transformers, _self_test, _extras, _models, _places):
+    for one in (_torch, _transformers, _kernels, _self_test, _extras, _models, _places):
         try:
             found, more = one()
         except Exception as error:  # a broken installation fails in ways of its own: say so and go on
@@ -105,6 +105,14 @@ def _transformers() -> tuple[list[Check], dict[str, Any]]:
     text = f"{here} ({range_text})" + ("" if good else f": pip install 'transformers{supported}'")
     values = {"version": here, "supported": supported, "in_range": good}
     return [Check("transformers", "ok" if good else "fails", text)], {"transformers": values}
+
+
+def _kernels() -> tuple[list[Check], dict[str, Any]]:
+    from lengthwise.kernels import library
+
+    here = library.available()
+    values = {"backend": library.backend(), "isa": library.chosen(), "available": here}
+    return [Check("kernels", "ok" if here else "note", library.describe())], {"kernels": values}
 
 
 def _requirement(package: str) -> str:

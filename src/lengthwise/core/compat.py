@@ -20,6 +20,7 @@ from transformers import AttentionInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 
+from lengthwise.core import fused
 from lengthwise.core.facts import LayerKind, ModelFacts, facts_of_config
 from lengthwise.core.rope import Apply, Identity, Rope
 from lengthwise.core.session import LayerSlot, Session
@@ -52,6 +53,7 @@ class Attachment:
     runs: int = 0
     plain_passes: int = 0
     hooks: list[Any] = field(default_factory=list)
+    swapped: list[nn.Module] = field(default_factory=list)
 
 
 @dataclass
@@ -64,6 +66,18 @@ class Pass:
 
 _current: ContextVar[Pass | None] = ContextVar("lengthwise_pass", default=None)
 _attached: WeakKeyDictionary[nn.Module, Attachment] = WeakKeyDictionary()
+
+
+def _inside() -> bool:
+    """Whether the forward pass in progress has a session."""
+    now = _current.get()
+    return now is not None and now.session is not None
+
+
+def _raw() -> bool:
+    """Whether queries and keys of the forward pass in progress are to be left un-rotated."""
+    now = _current.get()
+    return now is not None and now.session is not None and now.session.run.plans["full"].raw
 
 
 class Switch(nn.Module):
@@ -119,9 +133,7 @@ def examine(model: PreTrainedModel) -> tuple[Anatomy | None, list[str]]:
         reasons.append(f"{config.model_type} has learned attention sinks, which partial attention does not carry yet")
     if config.model_type in NO_ROTARY_ON_SOME_LAYERS:
         reasons.append(f"{config.model_type} leaves some layers without rotary embedding, which is not supported yet")
-    apply = next(
-        (f for m in attentions if (f := getattr(sys.modules[type(m).__module__], "apply_rotary_pos_emb", None))), None
-    )
+    apply = next((f for m in attentions if (f := fused.original_rotary(sys.modules[type(m).__module__]))), None)
     if apply is None:
         reasons.append(f"{config.model_type} does not apply its rotary embedding through apply_rotary_pos_emb")
     if reasons or apply is None:
@@ -182,6 +194,8 @@ def attach(anatomy: Anatomy) -> Attachment:
             ),
             anatomy.decoder.register_forward_hook(_after_pass, with_kwargs=True, always_call=True),
         ]
+        attachment.swapped = fused.swap(anatomy.decoder, _inside)
+        fused.take_rotary(sys.modules[type(anatomy.attentions[0]).__module__], _inside, _raw)
         _attached[anatomy.decoder] = attachment
     attachment.runs += 1
     return attachment
@@ -196,6 +210,8 @@ def detach(attachment: Attachment) -> None:
         hook.remove()
     for config, value in attachment.before:
         config._attn_implementation_internal = value
+    fused.restore(attachment.swapped)
+    fused.give_rotary_back(sys.modules[type(attachment.anatomy.attentions[0]).__module__])
     attachment.anatomy.decoder.rotary_emb = attachment.rotary
     del _attached[attachment.anatomy.decoder]
 

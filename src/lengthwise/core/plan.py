@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from lengthwise.core.facts import LayerKind, ModelFacts
 from lengthwise.core.frames import FAR, NATIVE, PLAIN, UNROTATED, Frame, Rotation, stay
 from lengthwise.core.rope import Rope
-from lengthwise.core.seams import Keeps, Observes, Positions, Selects, Stores
+from lengthwise.core.seams import Blocks, Keeps, Observes, Positions, Selects, Stores
 from lengthwise.core.spec import Method
 from lengthwise.core.store import Layout
 
@@ -26,6 +26,7 @@ class LayerPlan:
     rules: tuple[tuple[int, int], ...] = ()
     position: Positions | None = None
     selects: tuple[Selects, ...] = ()
+    blocks: Blocks | None = None
     keeps: Keeps | None = None
     observes: tuple[Observes, ...] = ()
 
@@ -78,6 +79,7 @@ def plan_layers(
             key_layouts={r: _key_layout(r, frames, layout, evicts or moving or in_cache) for r in rotations},
             position=position,
             selects=tuple(m for m in methods if isinstance(m, Selects)),
+            blocks=next((m for m in methods if isinstance(m, Blocks)), None),
             keeps=next((m for m in methods if isinstance(m, Keeps)), None),
             observes=tuple(m for m in methods if isinstance(m, Observes)),
         )

@@ -9,6 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lengthwise import kernels
+from lengthwise.core import fused
+
 Apply = Callable[..., tuple[Tensor, Tensor]]
 
 
@@ -54,6 +57,8 @@ class Rope:
         """Rotate x [H, n, D] at integer positions [n]; returns x's dtype."""
         cos, sin = self.angles(positions)
         xf = x[None].float()
+        if fused.turns_halves(self.apply) and fused.usable(x) and cos.shape[-1] == x.shape[-1]:
+            return kernels.rotary(xf, xf[:, :0], cos, sin)[0][0].to(x.dtype)
         return self.apply(xf, xf[:, :1], cos, sin)[0][0].to(x.dtype)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,14 +16,15 @@ from lengthwise.core.ledger import LayerReceipt
 from lengthwise.core.rope import Rope
 from lengthwise.core.spec import Method
 from lengthwise.core.store import KV, Codec
+from lengthwise.kernels import BlockLists
 
 
 @dataclass
 class View:
     """What a method may look at when it is asked: one block of queries of one sequence in one layer.
 
-    q [Hq, C, D] is un-rotated when the stack owns positions, else as the model rotated it. `positions` [C] (CPU) are
-    the queries'. `kv` holds the block's own keys too, except in `keep`, which is asked before they are added.
+    q [Hq, C, D] is un-rotated when `raw` (the stack owns positions), else as the model rotated it. `positions` [C]
+    (CPU) are the queries'. `kv` holds the block's own keys too, except in `keep`, which is asked before they are added.
     `softcap` is the model's on attention logits; `ends_pass` says that no block of the forward pass follows.
     `surprise` [n] are the surprisals -ln p(x_i | x_<i) of the held slots in nats and `ages` [n] the turns since they
     were read, for methods that ask for them.
@@ -42,6 +43,7 @@ class View:
     ends_pass: bool = True
     surprise: Tensor | None = None
     ages: Tensor | None = None
+    raw: bool = False
     state: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -93,6 +95,33 @@ class Selects(Method):
     def tokens_seen(self, length: int, facts: ModelFacts) -> int | None:
         """Upper bound on the keys that a query sees after `length` tokens, for planning; None: all that are held."""
         return None
+
+
+class Blocks(Method):
+    """Owns `blocks`: which blocks of 64 held keys each group of heads sees, chosen anew for every block of queries."""
+
+    def lists(self, view: View) -> BlockLists | None:
+        """Block lists over all held slots, for the view's queries; None: all of them."""
+        return None
+
+    def tokens_seen(self, length: int, facts: ModelFacts) -> int | None:
+        """Upper bound on the keys that a query sees after `length` tokens, for planning; None: all that are held."""
+        return None
+
+    def check(self, model: ModelFacts | None, others: Sequence[Method]) -> list[str]:
+        """Blocks are counted over all keys as they were read, in one position frame."""
+        reasons = []
+        for other in others:
+            moved = sorted({"select", "keep", "format", "tier", "observe"} & set(other.spec.seams))
+            if moved:
+                reasons.append(
+                    f"blocks are counted over all keys as read, which {other.spec.name} ({moved[0]}) changes"
+                )
+            elif isinstance(other, Positions) and (
+                other.follows_length() or other.in_cache or (model is not None and other.frames(model) != PLAIN)
+            ):
+                reasons.append(f"keys must have one position each, and {other.spec.name} gives them several")
+        return reasons
 
 
 class Keeps(Method):

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from lengthwise.core import step
-from lengthwise.core.pieces import Piece
+from lengthwise.core.pieces import Cut
 from lengthwise.core.plan import LayerPlan
 from lengthwise.core.step import Block
 from lengthwise.core.store import KV
@@ -115,7 +115,7 @@ class Session(Cache):  # type: ignore[misc]
         self.turn = 0
         self.last_was_decode = False
         self.broken = False
-        self.memo: dict[tuple[Any, ...], list[Piece]] = {}
+        self.memo: dict[tuple[Any, ...], Cut] = {}
         self.states: defaultdict[tuple[int, int, str], dict[str, Any]] = defaultdict(dict)
         self.surprise = Surprise()
         self.end = 0  # columns seen at the end of the forward pass in progress

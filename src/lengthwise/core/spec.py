@@ -14,11 +14,12 @@ from lengthwise.errors import BadParameter
 if TYPE_CHECKING:
     from lengthwise.core.facts import ModelFacts
 
-Seam = Literal["position", "select", "keep", "format", "tier", "observe", "prompt"]
+Seam = Literal["position", "select", "blocks", "keep", "format", "tier", "observe", "prompt"]
 
 SEAMS: dict[Seam, str] = {
     "position": "where a key stands, seen from a query (one owner)",
     "select": "which held keys a query sees (selections intersect)",
+    "blocks": "which blocks of 64 held keys each group of heads sees (one owner)",
     "keep": "which tokens stay in the cache (one owner)",
     "format": "in which form held keys and values are stored (one owner)",
     "tier": "on which memory tier they lie (one owner)",

@@ -88,6 +88,7 @@ def explain(text: str, model: ModelFacts | None = None) -> dict[str, Any]:
         ("keep", "before a block is added: which held tokens stay"),
         ("position", "the block's keys are rotated for every frame and added"),
         ("select", "which held slots the block sees; selections intersect"),
+        ("blocks", "and which blocks of them each group of heads sees"),
         ("observe", "the softmax weights pass by"),
         ("format", "tokens that left the hot part are coded"),
         ("tier", "and moved to their tier"),

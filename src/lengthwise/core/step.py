@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from lengthwise.core.frames import UNROTATED, Visible
-from lengthwise.core.pieces import Piece, Rotate, cut, score, weigh
+from lengthwise.core.pieces import Cut, cut
 from lengthwise.core.plan import LayerPlan
+from lengthwise.core.scoring import Scorer
 from lengthwise.core.seams import View
+from lengthwise.kernels import BlockLists
 
 if TYPE_CHECKING:
     from lengthwise.core.session import LayerSlot, Session
@@ -40,6 +42,7 @@ def attend(session: Session, block: Block, scale: float, softcap: float | None) 
     if plan.position is not None and (factor := plan.position.query_factor(session.run.facts, tokens)) is not None:
         q = q * factor.to(q)[:, None]
     view = View(block.slot.index, session.run.facts, kv, q, tokens, scale, rope, receipt, softcap)
+    view.raw = plan.raw
     view.ends_pass = block.start + count == session.end - pad
     if session.surprise.values:
         view.surprise = session.surprise.values[row][kv.positions]
@@ -53,14 +56,14 @@ def attend(session: Session, block: Block, scale: float, softcap: float | None) 
     }
     kv.append(keys, block.v, tokens)
     slot_positions = torch.arange(kv.n) if plan.in_cache else kv.positions
-    on_read = slot_positions if plan.rotates_on_read else None
-    pieces = _pieces(session, plan, view, row, slot_positions)
+    seen = _cut(session, plan, view, row, slot_positions)
     extras = []
     for method in plan.selects:
         view.state = session.states[view.layer, row, method.spec.name]
         extras += method.extras(view)
-    out, lse = score(view, pieces, rotate, softcap, extras, on_read)
-    _observe(session, plan, view, row, pieces, rotate, softcap, lse, on_read)
+    scorer = Scorer(view, rotate, slot_positions, plan.rotates_on_read, _lists(session, plan, view, row))
+    out, lse = scorer.score(seen, extras)
+    _observe(session, plan, scorer, row, seen, lse)
     kv.settle()
     receipt.queries += count
     receipt.dense_pairs += q.shape[0] * (count * block.start + count * (count + 1) // 2)
@@ -86,7 +89,7 @@ def _evict(session: Session, plan: LayerPlan, view: View, row: int) -> None:
         session.run.ledger.acted[plan.keeps.spec.name] += 1
 
 
-def _pieces(session: Session, plan: LayerPlan, view: View, row: int, slot_positions: Tensor) -> list[Piece]:
+def _cut(session: Session, plan: LayerPlan, view: View, row: int, slot_positions: Tensor) -> Cut:
     key = (plan.kind, row, view.start, view.stop, view.kv.n)
     if not plan.per_layer and key in session.memo:
         return session.memo[key]
@@ -94,24 +97,25 @@ def _pieces(session: Session, plan: LayerPlan, view: View, row: int, slot_positi
     for method in plan.selects:
         view.state = session.states[view.layer, row, method.spec.name]
         visible = visible & method.visible(view)
-    pieces = cut(plan.frames, visible, view.positions, slot_positions)
-    session.run.count(plan, pieces, dense_pairs=int((view.positions + 1).sum()))
-    session.memo[key] = pieces
-    return pieces
+    seen = cut(plan.frames, visible, view.positions, slot_positions)
+    session.run.count(plan, seen.pieces, dense_pairs=int((view.positions + 1).sum()))
+    session.memo[key] = seen
+    return seen
 
 
-def _observe(
-    session: Session,
-    plan: LayerPlan,
-    view: View,
-    row: int,
-    pieces: list[Piece],
-    rotate: Rotate | None,
-    softcap: float | None,
-    lse: Tensor,
-    key_positions: Tensor | None,
-) -> None:
-    wanting = []
+def _lists(session: Session, plan: LayerPlan, view: View, row: int) -> BlockLists | None:
+    if plan.blocks is None:
+        return None
+    name = plan.blocks.spec.name
+    view.state = session.states[view.layer, row, name]
+    lists = plan.blocks.lists(view)
+    session.run.ledger.consulted[name] += 1
+    session.run.ledger.acted[name] += lists is not None
+    return lists
+
+
+def _observe(session: Session, plan: LayerPlan, scorer: Scorer, row: int, seen: Cut, lse: Tensor) -> None:
+    wanting, view, pieces = [], scorer.view, seen.pieces
     for observer in plan.observes:
         view.state = session.states[view.layer, row, observer.spec.name]
         session.run.ledger.consulted[observer.spec.name] += 1
@@ -122,7 +126,7 @@ def _observe(
         return
     if watch is None:
         pieces = [p for p in pieces if any(o.wants(p.frame) for o in wanting)]
-    for piece, weights in weigh(view, pieces, rotate, softcap, lse, key_positions):
+    for piece, weights in scorer.weigh(pieces, lse):
         slots = piece.indices()
         for observer in wanting:
             view.state = session.states[view.layer, row, observer.spec.name]

@@ -1,7 +1,7 @@
-"""What a layer holds of one sequence: lanes of keys and values, preallocated, with the position of every slot.
+"""What a layer holds of one sequence: lanes of keys and values, with the position of every slot.
 
 A *lane* is one growing tensor [H, n, D]: a hot part in the model's dtype on the model's device, and, when the stack
-quantises or offloads, a cold part behind it in coded form on an arena (RAM or a memory-mapped file).
+quantises or offloads, a cold part of older tokens in coded form on an arena (RAM or a file).
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ from torch import Tensor
 
 from lengthwise.core.arena import Arena, Lru, Ram
 from lengthwise.core.frames import UNROTATED, Rotation
+from lengthwise.core.growing import Growing
 
 _SLACK = 64  # tokens by which a hot part may overrun before it is moved in one go
+_DECODED = 4096  # tokens that are decoded at once: bounds what a codec needs in between
 
 
 class Codec(Protocol):
@@ -64,10 +66,8 @@ class Lane:
 
     def __init__(self, heads: int, dim: int, dtype: torch.dtype, device: torch.device, layout: Layout) -> None:
         self.shape, self.dtype, self.device = (heads, dim), dtype, device
-        self._hot = torch.empty(heads, 0, dim, dtype=dtype, device=device)
-        self._hot_n = 0
+        self._hot = Growing(heads, (dim,), dtype, device)
         self._hot_limit = layout.hot
-        self._most: int | None = None
         self._codec: Codec = layout.codec or Plain()
         self._arena: Arena | None = None
         if layout.cold:
@@ -75,7 +75,7 @@ class Lane:
         self._cold_n = 0
 
     def __len__(self) -> int:
-        return self._cold_n + self._hot_n
+        return self._cold_n + self._hot.n
 
     @property
     def cold_tokens(self) -> int:
@@ -83,50 +83,51 @@ class Lane:
         return self._cold_n
 
     def append(self, x: Tensor) -> None:
-        """Add tokens x [H, m, D] at the end."""
-        end = self._hot_n + x.shape[1]
-        self._reserve(end)
-        self._hot[:, self._hot_n : end] = x
-        self._hot_n = end
+        """Add tokens x [H, m, D] at the end. Raises StoreError when there is no memory for them."""
+        start = self._hot.n
+        self._hot.resize(start + x.shape[1])
+        self._hot.tensor[:, start : self._hot.n] = x
 
     def settle(self) -> None:
         """Move what is older than the hot part's limit to the cold part; called after the tokens were attended to."""
-        if self._hot_limit is not None and self._hot_n > self._hot_limit + _SLACK:
-            self._cool(self._hot_n - self._hot_limit)
+        if self._hot_limit is not None and self._hot.n > self._hot_limit + _SLACK:
+            count = self._hot.n - self._hot_limit
+            if self._arena is not None:
+                self._arena.append(self._codec.encode(self._hot.tensor[:, :count].transpose(0, 1)))
+            self._cold_n += count
+            self._hot.keep(torch.arange(count, self._hot.n))
 
     def read(self, start: int, stop: int) -> Tensor:
-        """Slots [start, stop) as [H, stop - start, D]: a view, without a copy, when they are all hot."""
-        edge = self._cold_n
-        if start >= edge:
-            return self._hot[:, start - edge : stop - edge]
-        cold = self._read_cold(torch.arange(start, min(stop, edge)))
-        if stop <= edge:
-            return cold
-        return torch.cat([cold, self._hot[:, : stop - edge]], dim=1)
+        """Slots [start, stop) as [H, stop - start, D]. When all are hot: a view, good until the lane changes."""
+        hot = self._hot.tensor[:, max(0, start - self._cold_n) : max(0, stop - self._cold_n)]
+        return hot if start >= self._cold_n else self._with_cold(slice(start, min(stop, self._cold_n)), hot)
 
     def gather(self, slots: Tensor) -> Tensor:
-        """Slots [m] (ascending, on the CPU) as [H, m, D]."""
+        """Slots [m] (ascending, on the CPU) as [H, m, D], a copy."""
         split = int(torch.searchsorted(slots, self._cold_n))
-        hot = self._hot.index_select(1, (slots[split:] - self._cold_n).to(self.device))
-        return torch.cat([self._read_cold(slots[:split]), hot], dim=1) if split else hot
+        rest = (slots[split:] - self._cold_n).to(self.device)
+        hot = self._hot.tensor.index_select(1, rest)  # of the whole room: torch is slow where heads lie apart
+        return self._with_cold(slots[:split], hot) if split else hot
 
     def keep(self, slots: Tensor) -> None:
         """Drop every slot but `slots` [m] (ascending, on the CPU). Coded tokens are moved as they are, not re-coded."""
         split = int(torch.searchsorted(slots, self._cold_n))
-        hot = self._hot.index_select(1, (slots[split:] - self._cold_n).to(self.device))
-        self._hot[:, : hot.shape[1]] = hot
-        self._hot_n = hot.shape[1]
+        self._hot.keep(slots[split:] - self._cold_n)
         if self._arena is not None:
             self._arena.keep(slots[:split])
         self._cold_n = split
 
-    def clear(self) -> None:
-        """Drop everything."""
-        self.keep(torch.empty(0, dtype=torch.long))
+    def rewrite(self, x: Tensor) -> None:
+        """Hold x [H, m, D] instead of what was held."""
+        if self._arena is not None:
+            self._arena.keep(torch.empty(0, dtype=torch.long))
+        self._cold_n = 0
+        self._hot.resize(x.shape[1])
+        self._hot.tensor[:, : x.shape[1]] = x
 
     def nbytes(self) -> tuple[int, int]:
-        """(bytes in memory, bytes on disk), as allocated."""
-        hot = self._hot.numel() * self._hot.element_size()
+        """(bytes in memory, bytes on disk): what is held, not what is reserved."""
+        hot = self._hot.nbytes()
         if self._arena is None:
             return hot, 0
         cold = self._arena.nbytes()
@@ -135,52 +136,40 @@ class Lane:
         return (hot, cold) if self._arena.on_disk else (hot + cold, 0)
 
     def state(self) -> dict[str, Tensor]:
-        """Everything held, as tensors that `restore` reads back."""
+        """Everything held, as tensors that `restore` reads back; views where that is possible."""
         parts = self._arena.read(slice(0, self._cold_n)) if self._arena is not None and self._cold_n else ()
-        cold = {f"cold{i}": p.clone() for i, p in enumerate(parts)}
-        return {"hot": self._hot[:, : self._hot_n].contiguous(), "cold_tokens": torch.tensor(self._cold_n), **cold}
+        return {"hot": self._hot.tensor[:, : self._hot.n], **{f"cold{i}": p for i, p in enumerate(parts)}}
 
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Fill an empty lane from `state`."""
-        cold = tuple(state[f"cold{i}"] for i in range(len(state) - 2))
+    def outline(self) -> dict[str, Tensor]:
+        """As `state`, without the content: tensors on torch's meta device."""
+        parts = self._arena.read(slice(0, 0)) if self._arena is not None and self._cold_n else ()
+        hot = torch.empty(self.shape[0], self._hot.n, self.shape[1], dtype=self.dtype, device="meta")
+        cold = [torch.empty(self._cold_n, *p.shape[1:], dtype=p.dtype, device="meta") for p in parts]
+        return {"hot": hot, **{f"cold{i}": p for i, p in enumerate(cold)}}
+
+    def restore(self, state: Mapping[str, Tensor], slots: int) -> None:
+        """Fill an empty lane of `slots` slots from `state`; everything is copied."""
+        cold = tuple(state[f"cold{i}"] for i in range(len(state) - 1))
         if cold and self._arena is not None:
             self._arena.append(cold)
-        self._cold_n = int(state["cold_tokens"])
-        hot = state["hot"].to(self.device)
-        self._reserve(hot.shape[1])
-        self._hot[:, : hot.shape[1]] = hot
-        self._hot_n = hot.shape[1]
+        self.append(state["hot"])
+        self._cold_n = slots - self._hot.n
 
-    def reserve(self, tokens: int, most: int | None = None) -> None:
+    def reserve(self, tokens: int, most: int) -> None:
         """Make room for `tokens` in all, so that growing never copies; `most` is all that will ever be held."""
-        self._most = most
-        self._reserve(tokens if self._hot_limit is None else min(tokens, self._hot_limit + _SLACK))
+        self._hot.reserve(tokens if self._hot_limit is None else min(tokens, self._hot_limit + _SLACK), most)
 
-    def _reserve(self, tokens: int) -> None:
-        if tokens <= self._hot.shape[1]:
-            return
-        room = max(tokens, 64) if self._hot.shape[1] == 0 else max(tokens, int(self._hot.shape[1] * 1.5))
-        if self._most is not None:
-            room = max(tokens, min(room, self._most))
-        heads, dim = self.shape
-        grown = torch.empty(heads, room, dim, dtype=self.dtype, device=self.device)
-        grown[:, : self._hot_n] = self._hot[:, : self._hot_n]
-        self._hot = grown
-
-    def _cool(self, count: int) -> None:
-        if self._arena is not None:
-            self._arena.append(self._codec.encode(self._hot[:, :count].transpose(0, 1)))
-        self._cold_n += count
-        rest = self._hot[:, count : self._hot_n].clone()
-        self._hot[:, : rest.shape[1]] = rest
-        self._hot_n = rest.shape[1]
-
-    def _read_cold(self, slots: Tensor) -> Tensor:
+    def _with_cold(self, where: slice | Tensor, hot: Tensor) -> Tensor:
+        """The cold tokens at `where`, decoded, and `hot` [H, m, D] behind them."""
         assert self._arena is not None
-        contiguous = len(slots) > 0 and int(slots[-1]) - int(slots[0]) + 1 == len(slots)
-        where: slice | Tensor = slice(int(slots[0]), int(slots[-1]) + 1) if contiguous else slots
-        parts = tuple(p.to(self.device) for p in self._arena.read(where))
-        return self._codec.decode(parts, self.dtype).transpose(0, 1)
+        parts = self._arena.read(where)
+        count = len(parts[0])
+        out = torch.empty(hot.shape[0], count + hot.shape[1], hot.shape[2], dtype=self.dtype, device=self.device)
+        for a in range(0, count, _DECODED):
+            some = tuple(p[a : a + _DECODED].to(self.device) for p in parts)
+            out[:, a : a + len(some[0])] = self._codec.decode(some, self.dtype).transpose(0, 1)
+        out[:, count:] = hot
+        return out
 
 
 class KV:
@@ -234,8 +223,7 @@ class KV:
         raw = self.keys[UNROTATED].read(0, self.n)
         for rotation, lane in self.keys.items():
             if rotation != UNROTATED:
-                lane.clear()
-                lane.append(rotate(raw, rotation.of(torch.arange(self.n))))
+                lane.rewrite(rotate(raw, rotation.of(torch.arange(self.n))))
                 lane.settle()
 
     def settle(self) -> None:
@@ -247,7 +235,7 @@ class KV:
         """All lanes, keys first."""
         return [*self.keys.values(), self.values]
 
-    def reserve(self, tokens: int, most: int | None = None) -> None:
+    def reserve(self, tokens: int, most: int) -> None:
         """Make room for `tokens` held tokens, of which there will never be more than `most`."""
         for lane in self.lanes():
             lane.reserve(tokens, most)
@@ -258,13 +246,18 @@ class KV:
         return sum(s[0] for s in sizes), sum(s[1] for s in sizes)
 
     def state(self) -> dict[str, Tensor]:
-        """Tensors from which `restore` rebuilds this object."""
+        """Tensors from which `restore` rebuilds this object: views where that is possible."""
         out = {f"{i}.{name}": t for i, lane in enumerate(self.lanes()) for name, t in lane.state().items()}
-        return {**out, "positions": self.positions.clone()}
+        return {**out, "positions": self.positions}
+
+    def outline(self) -> dict[str, Tensor]:
+        """As `state`, without the content: tensors on torch's meta device."""
+        out = {f"{i}.{name}": t for i, lane in enumerate(self.lanes()) for name, t in lane.outline().items()}
+        return {**out, "positions": self.positions.to("meta")}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Fill an empty object from `state`."""
-        for i, lane in enumerate(self.lanes()):
-            lane.restore({k.partition(".")[2]: t for k, t in state.items() if k.startswith(f"{i}.")})
+        """Fill an empty object from `state`; everything is copied."""
         self._positions = state["positions"].clone()
         self.n = len(self._positions)
+        for i, lane in enumerate(self.lanes()):
+            lane.restore({k.partition(".")[2]: t for k, t in state.items() if k.startswith(f"{i}.")}, self.n)

@@ -1,0 +1,142 @@
+"""Scores what a block of queries sees, through the kernels where there are any, else piece by piece in torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lengthwise import kernels
+from lengthwise.core import attend
+from lengthwise.core.frames import PLAIN, UNROTATED
+from lengthwise.core.pieces import Cut, Piece, Reach, Slots
+from lengthwise.core.seams import View
+from lengthwise.core.store import Lane
+from lengthwise.kernels.attend.lists import SLOTS, BlockLists
+
+Rotate = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """One block of queries, and how its keys are to be read.
+
+    `rotate` is None when the model rotated queries and keys itself. `slot_positions` [n] are those from which distances
+    are counted; `on_read`: keys are stored un-rotated and rotated there as they are read. `lists` narrows what
+    every group of heads sees.
+    """
+
+    view: View
+    rotate: Rotate | None
+    slot_positions: Tensor
+    on_read: bool
+    lists: BlockLists | None = None
+
+    def score(self, cut: Cut, extras: list[attend.Partial]) -> attend.Partial:
+        """Attention of the block over all it sees and `extras`: out [Hq, C, D], logsumexp [Hq, C]."""
+        view = self.view
+        if self.lists is not None:
+            return self._listed(self.lists)
+        partials = list(extras)
+        if kernels.backend(view.q.device) == "naive":
+            for piece in cut.pieces:
+                partials.append(self._piece(piece))
+        else:
+            for reach in cut.reaches:
+                partials += self._decode(reach) if reach.runs and not self.on_read else [self._reach(reach)]
+        held = view.kv.values
+        for piece in cut.pieces:
+            view.receipt.pairs += piece.pairs * view.facts.heads
+            view.receipt.bytes_read += 2 * piece.count * held.shape[0] * held.shape[1] * view.q.element_size()
+        return attend.merge(partials)
+
+    def weigh(self, pieces: list[Piece], lse: Tensor) -> list[tuple[Piece, Tensor]]:
+        """Every piece with its softmax weights [Hq, C, S], for observers; `lse` [Hq, C] is over all pieces."""
+        view, out = self.view, []
+        for piece in pieces:
+            (k, _), q = self._keys(piece.slots, piece), self._queries(piece)
+            mask = None if piece.mask is None else piece.mask.to(q.device)
+            if piece.causal:
+                mask = torch.ones(q.shape[1], piece.count, dtype=torch.bool, device=q.device).tril()
+            out.append((piece, attend.weights(q, k, lse, scale=view.scale, mask=mask, softcap=view.softcap)))
+        return out
+
+    def _piece(self, piece: Piece) -> attend.Partial:
+        (k, v), q = self._keys(piece.slots, piece), self._queries(piece)
+        mask = None if piece.mask is None else piece.mask.to(q.device)
+        return attend.partial(q, k, v, scale=self.view.scale, mask=mask, causal=piece.causal, softcap=self.view.softcap)
+
+    def _reach(self, reach: Reach) -> attend.Partial:
+        """One call over a frame's keys; the kernel itself leaves out what frame and rules do."""
+        slots, view = reach.slots, self.view
+        hot = self._lane(reach).cold_tokens == view.kv.values.cold_tokens == 0
+        if not isinstance(slots, slice) and reach.cover is not None and hot:
+            slots = reach.cover
+        k, v = self._keys(slots, reach)
+        out, lse, _ = kernels.attend(
+            (self._queries(reach),),
+            (k,),
+            v,
+            q_positions=view.positions,
+            k_positions=self.slot_positions[slots],
+            frames=((reach.frame.low, reach.frame.high),),
+            rules=reach.rules,
+            scale=view.scale,
+            softcap=view.softcap,
+        )
+        return out, lse
+
+    def _listed(self, lists: BlockLists) -> attend.Partial:
+        """Attention over block lists, which count all held slots; there is one frame."""
+        view, n = self.view, self.view.kv.n
+        whole = Reach(PLAIN[0], (), slice(0, n))
+        q, (k, v) = self._queries(whole), self._keys(slice(0, n), whole)
+        if q.shape[1] == 1 and len(lists.offsets) in (1, k.shape[0]):
+            o, lse, pairs = kernels.decode(
+                q[:, 0], k, v, pages=lists.pages(), length=n, scale=view.scale, softcap=view.softcap
+            )
+            out, lse = o[:, None], lse[:, None]
+        else:
+            out, lse, pairs = kernels.attend(
+                (q,),
+                (k,),
+                v,
+                q_positions=view.positions,
+                k_positions=self.slot_positions,
+                lists=lists,
+                scale=view.scale,
+                softcap=view.softcap,
+            )
+        view.receipt.pairs += pairs
+        view.receipt.bytes_read += 2 * len(lists.blocks) * SLOTS * k.shape[2] * k.element_size()
+        return out, lse
+
+    def _decode(self, reach: Reach) -> list[attend.Partial]:
+        """One query, which sees every slot of every run."""
+        q, out = self._queries(reach)[:, 0], []
+        for run in reach.runs:
+            k, v = self._keys(run, reach)
+            o, lse, _ = kernels.decode(
+                q, k, v, length=run.stop - run.start, scale=self.view.scale, softcap=self.view.softcap
+            )
+            out.append((o[:, None], lse[:, None]))
+        return out
+
+    def _queries(self, part: Piece | Reach) -> Tensor:
+        q = self.view.q
+        return q if self.rotate is None else self.rotate(q, part.frame.query(self.view.positions))
+
+    def _lane(self, part: Piece | Reach) -> Lane:
+        return self.view.kv.keys[UNROTATED if self.on_read else part.frame.key]
+
+    def _keys(self, slots: Slots, part: Piece | Reach) -> tuple[Tensor, Tensor]:
+        view, lane = self.view, self._lane(part)
+        if isinstance(slots, slice):
+            k, v = (x.read(slots.start, slots.stop) for x in (lane, view.kv.values))
+        else:
+            k, v = lane.gather(slots), view.kv.values.gather(slots)
+        if self.on_read and self.rotate is not None:
+            k = self.rotate(k, part.frame.key.of(self.slot_positions[slots]))
+        return k, v
