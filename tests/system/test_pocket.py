@@ -52,7 +52,6 @@ def test_loads_fast_is_small_and_has_a_card(name):
         ("multi-value", 0.45),
         ("copy:words=40", 0.7),
         ("trace", 0.85),
-        ("names", 0.3),
         ("common-words", 0.5),
         ("facts", 0.9),
     ],

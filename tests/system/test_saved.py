@@ -8,7 +8,7 @@ import random
 import resource
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +101,15 @@ def test_what_it_is_of(tmp_path: Path) -> None:
 def everything(session: Session) -> dict[str, list[Any]]:
     tensors = {name: [str(t.dtype), t.tolist()] for name, t in saved._sections(session, outline=False)}
     return {**tensors, "meta": [saved._meta(session)]}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """With several threads the last bits of a matrix product may differ from run to run."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
