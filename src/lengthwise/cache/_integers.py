@@ -11,6 +11,7 @@ from torch import Tensor
 from lengthwise.core.facts import ModelFacts
 from lengthwise.core.seams import Stores
 from lengthwise.core.spec import Method, param
+from lengthwise.kernels import Coded
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,10 @@ class IntCodec:
             codes = torch.stack([codes & 15, codes >> 4], dim=-1).flatten(-2)
         grouped = codes.reshape(*codes.shape[:-1], lo.shape[-1], -1).float()
         return (grouped * step.float()[..., None] + lo.float()[..., None]).flatten(-2).to(dtype)
+
+    def coded(self, parts: tuple[Tensor, ...]) -> Coded | None:
+        """Eight bits are read by the kernels as they are; nibbles are not."""
+        return Coded(*(x.transpose(0, 1) for x in parts)) if self.bits == 8 else None
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from lengthwise.core.pieces import Cut, Piece, Reach, Slots
 from lengthwise.core.seams import View
 from lengthwise.core.store import Lane
 from lengthwise.kernels.attend.lists import SLOTS, BlockLists
+from lengthwise.kernels.library import Coded
 
 Rotate = Callable[[Tensor, Tensor], Tensor]
 
@@ -45,7 +46,7 @@ class Scorer:
                 partials.append(self._piece(piece))
         else:
             for reach in cut.reaches:
-                partials += self._decode(reach) if reach.runs and not self.on_read else [self._reach(reach)]
+                partials += self._decode(reach) if reach.runs and not self.on_read else self._reach(reach)
         held = view.kv.values
         for piece in cut.pieces:
             view.receipt.pairs += piece.pairs * view.facts.heads
@@ -68,25 +69,27 @@ class Scorer:
         mask = None if piece.mask is None else piece.mask.to(q.device)
         return attend.partial(q, k, v, scale=self.view.scale, mask=mask, causal=piece.causal, softcap=self.view.softcap)
 
-    def _reach(self, reach: Reach) -> attend.Partial:
-        """One call over a frame's keys; the kernel itself leaves out what frame and rules do."""
+    def _reach(self, reach: Reach) -> list[attend.Partial]:
+        """All of a frame's keys at once; the kernel itself leaves out what frame and rules do."""
         slots, view = reach.slots, self.view
         hot = self._lane(reach).cold_tokens == view.kv.values.cold_tokens == 0
         if not isinstance(slots, slice) and reach.cover is not None and hot:
             slots = reach.cover
-        k, v = self._keys(slots, reach)
-        out, lse, _ = kernels.attend(
-            (self._queries(reach),),
-            (k,),
-            v,
-            q_positions=view.positions,
-            k_positions=self.slot_positions[slots],
-            frames=((reach.frame.low, reach.frame.high),),
-            rules=reach.rules,
-            scale=view.scale,
-            softcap=view.softcap,
-        )
-        return out, lse
+        q, out = self._queries(reach), []
+        for some, k, v in self._parts(slots, reach):
+            o, lse, _ = kernels.attend(
+                (q,),
+                (k,),
+                v,
+                q_positions=view.positions,
+                k_positions=self.slot_positions[some],
+                frames=((reach.frame.low, reach.frame.high),),
+                rules=reach.rules,
+                scale=view.scale,
+                softcap=view.softcap,
+            )
+            out.append((o, lse))
+        return out
 
     def _listed(self, lists: BlockLists) -> attend.Partial:
         """Attention over block lists, which count all held slots; there is one frame."""
@@ -117,11 +120,9 @@ class Scorer:
         """One query, which sees every slot of every run."""
         q, out = self._queries(reach)[:, 0], []
         for run in reach.runs:
-            k, v = self._keys(run, reach)
-            o, lse, _ = kernels.decode(
-                q, k, v, length=run.stop - run.start, scale=self.view.scale, softcap=self.view.softcap
-            )
-            out.append((o[:, None], lse[:, None]))
+            for _, k, v in self._parts(run, reach):
+                o, lse, _ = kernels.decode(q, k, v, length=k.shape[1], scale=self.view.scale, softcap=self.view.softcap)
+                out.append((o[:, None], lse[:, None]))
         return out
 
     def _queries(self, part: Piece | Reach) -> Tensor:
@@ -130,6 +131,18 @@ class Scorer:
 
     def _lane(self, part: Piece | Reach) -> Lane:
         return self.view.kv.keys[UNROTATED if self.on_read else part.frame.key]
+
+    def _parts(self, slots: Slots, part: Reach) -> list[tuple[Slots, Tensor | Coded, Tensor | Coded]]:
+        """The slots with their keys and values: codes as they are where kernels can read them, the rest as tensors."""
+        lane, values = self._lane(part), self.view.kv.values
+        edge = values.cold_tokens
+        if isinstance(slots, slice) and slots.start < edge == lane.cold_tokens and not self.on_read:
+            cold = slice(slots.start, min(slots.stop, edge))
+            k, v = lane.coded(cold.start, cold.stop), values.coded(cold.start, cold.stop)
+            if k is not None and v is not None:
+                hot = slice(edge, slots.stop)
+                return [(cold, k, v), *([(hot, *self._keys(hot, part))] if hot.start < hot.stop else [])]
+        return [(slots, *self._keys(slots, part))]
 
     def _keys(self, slots: Slots, part: Piece | Reach) -> tuple[Tensor, Tensor]:
         view, lane = self.view, self._lane(part)

@@ -16,6 +16,7 @@ from torch import Tensor
 from lengthwise.core.arena import Arena, Lru, Ram
 from lengthwise.core.frames import UNROTATED, Rotation
 from lengthwise.core.growing import Growing
+from lengthwise.kernels import Coded
 
 _SLACK = 64  # tokens by which a hot part may overrun before it is moved in one go
 _DECODED = 4096  # tokens that are decoded at once: bounds what a codec needs in between
@@ -30,6 +31,9 @@ class Codec(Protocol):
     def decode(self, parts: tuple[Tensor, ...], dtype: torch.dtype) -> Tensor:
         """The inverse: [n, H, D] in `dtype`."""
 
+    def coded(self, parts: tuple[Tensor, ...]) -> Coded | None:
+        """The same tokens [H, n, D] in the form that kernels read as it is; None: there is no such form."""
+
 
 class Plain:
     """The codec that changes nothing."""
@@ -41,6 +45,9 @@ class Plain:
     def decode(self, parts: tuple[Tensor, ...], dtype: torch.dtype) -> Tensor:
         """The tensor as it was."""
         return parts[0]
+
+    def coded(self, parts: tuple[Tensor, ...]) -> None:
+        """Not coded."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +108,12 @@ class Lane:
         """Slots [start, stop) as [H, stop - start, D]. When all are hot: a view, good until the lane changes."""
         hot = self._hot.tensor[:, max(0, start - self._cold_n) : max(0, stop - self._cold_n)]
         return hot if start >= self._cold_n else self._with_cold(slice(start, min(stop, self._cold_n)), hot)
+
+    def coded(self, start: int, stop: int) -> Coded | None:
+        """Cold slots [start, stop) as codes that kernels read; None when they are not in such a form."""
+        if self._arena is None or self.device.type != "cpu":
+            return None
+        return self._codec.coded(self._arena.read(slice(start, stop)))
 
     def gather(self, slots: Tensor) -> Tensor:
         """Slots [m] (ascending, on the CPU) as [H, m, D], a copy."""
