@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from typing import Any
 
 import pytest
@@ -39,6 +40,12 @@ def snapshot(model: PreTrainedModel) -> dict[str, Any]:
         ],
         "buffers": {name: (id(b), b.clone().tolist()) for name, b in model.named_buffers()},
         "parameters": [(name, id(p), p._version) for name, p in model.named_parameters()],
+        "functions": {
+            name: id(f)
+            for m in model.modules()
+            for name, f in vars(sys.modules[type(m).__module__]).items()
+            if callable(f) and "rotary" in name
+        },
         "generation": model.generation_config.to_dict(),
         "mode": model.training,
     }

@@ -20,6 +20,7 @@ from lengthwise import kernels
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 _MODULES = {f"transformers.models.{name}.modeling_{name}" for name in FAMILIES}
 ROTARY = "apply_rotary_pos_emb"
+FEW = 8  # tokens below which the stock rotary embedding is no slower
 Inside = Callable[[], bool]  # whether the forward pass in progress is one of ours
 
 
@@ -83,7 +84,7 @@ class RotarySwitch:
         """q [B, Hq, C, D] and k [B, Hkv, C, D], rotated or not; cos and sin [B, C, D]."""
         if self.raw():
             return q, k
-        if args or kwargs or not self.inside() or not usable(q):
+        if args or kwargs or q.shape[-2] < FEW or not self.inside() or not usable(q):
             return self.original(q, k, cos, sin, *args, **kwargs)  # type: ignore[no-any-return]
         return kernels.rotary(q, k, cos, sin)
 
