@@ -20,12 +20,12 @@ from lengthwise.bench.words import ACTS, CITIES, NOUNS, PEOPLE, THINGS, TRAITS
 FILLER, ANSWER = 0.1, 1.0  # loss weights
 MIX = {
     "needle": 0.12,
-    "values": 0.22,
+    "values": 0.21,
     "queries": 0.1,
-    "pairs": 0.13,
+    "pairs": 0.11,
     "trace": 0.12,
     "copy": 0.12,
-    "common": 0.13,
+    "common": 0.16,
     "facts": 0.06,
 }
 
@@ -246,10 +246,10 @@ class Writer:
 
     def repeating(self, length: int) -> Doc:
         """A document of the induction stage."""
-        chance = self.draw.random()
-        if chance < 0.35:
-            return self.repeats(length)
-        return self.lists(length) if chance < 0.7 else self.retrieval(length, dense=True)
+        kind = self.draw.choices(["repeats", "lists", "common", "mix"], [0.3, 0.3, 0.2, 0.2])[0]
+        if kind in ("repeats", "lists"):
+            return self.repeats(length) if kind == "repeats" else self.lists(length)
+        return self.retrieval(length, "common" if kind == "common" else None, dense=True)
 
     def lists(self, length: int) -> Doc:
         """Keys with one or more values, then every key with all of its values in order, and new keys after these."""

@@ -64,7 +64,7 @@ class Stage:
 
 STAGES = {
     "base": Stage(None, 512, (Phase(1200, 2048, 128, "reasoning"),), warmup=100, decay=0.0),
-    "induction": Stage("base", 512, (Phase(1400, 2048, 64, "repeats"),), decay=0.0),
+    "induction": Stage("base", 512, (Phase(1800, 2048, 64, "repeats"),), decay=0.0),
     "reasoner": Stage(
         "induction", 512, (Phase(200, 4096, 128, "reasoning"), Phase(1200, 4096, 256, "reasoning")), decay=0.6
     ),
@@ -80,7 +80,7 @@ STAGES = {
     "reader-4k": Stage(
         "reader",
         4096,
-        (Phase(60, 8192, 1024, "dense"), Phase(110, 8192, 2048, "dense"), Phase(150, 8192, 4096, "dense")),
+        (Phase(100, 8192, 1024, "dense"), Phase(200, 8192, 2048, "dense"), Phase(300, 8192, 4096, "dense")),
         theta=1e5,
         muon=0.006,
         adamw=8e-4,
@@ -125,9 +125,9 @@ def docs(writer: Writer, phase: Phase, length: int) -> list[Doc]:
         return [writer.reasoning(length) for _ in range(rows)]
     if phase.kind == "repeats":
         return [writer.repeating(length) for _ in range(rows)]
-    lists = 0.1 if length <= 128 else 0.0
+    drill = 0.2 if length <= 128 else 0.0  # as in the induction stage, lest it be forgotten
     return [
-        writer.lists(length) if writer.draw.random() < lists else writer.retrieval(length, dense=True)
+        writer.repeating(length) if writer.draw.random() < drill else writer.retrieval(length, dense=True)
         for _ in range(rows)
     ]
 
@@ -159,7 +159,7 @@ def accuracy(model: LlamaForCausalLM, documents: list[Doc]) -> dict[str, float]:
 def judge(model: LlamaForCausalLM, tokenizer: Tokenizer, name: str, each: int = 40) -> dict[str, dict[str, float]]:
     writer = Writer(tokenizer, 777_777)
     if name == "induction":
-        return {"64": accuracy(model, [f(64) for f in (writer.repeats, writer.lists) for _ in range(2 * each)])}
+        return {"64": accuracy(model, [writer.repeating(64) for _ in range(8 * each)])}
     if name in ("base", "reasoner"):
         return {"256": accuracy(model, [writer.reasoning(256) for _ in range(4 * each)])}
     lengths = (512,) if name == "reader" else (512, 2048, 4096)
