@@ -69,8 +69,8 @@ def prefill(args: argparse.Namespace) -> None:
     read(model, text(tokenizer, 600), STOCK, args.chunk)  # warm up
     for length in args.lengths:
         ids = text(tokenizer, length)
-        found = {stack: [read(model, ids, stack, args.chunk)] for stack in (STOCK, *args.stack)}
-        for _ in range(args.rounds - 1):
+        found: dict[str, list[tuple[float, float]]] = {stack: [] for stack in (STOCK, *args.stack)}
+        for _ in range(args.rounds):
             for stack, values in found.items():
                 values.append(read(model, ids, stack, args.chunk))
         seconds = {stack: statistics.median(v[0] for v in values) for stack, values in found.items()}
@@ -94,10 +94,10 @@ def decode(args: argparse.Namespace) -> None:
                         logits = model(torch.tensor([[written[name][-1]]]), past_key_values=cache).logits
                         times[name].append(time.process_time() - begun)
                         written[name].append(int(logits[0, -1].argmax()))
-        median = {name: statistics.median(values) for name, values in times.items()}
+        middle = {name: statistics.median(values) for name, values in times.items()}
         same = written[STOCK] == written[args.stack[0]]
         for name in caches:
-            show("decode", length, name, median[name], median[STOCK], same_tokens=same)
+            show("decode", length, name, middle[name], middle[STOCK], same_tokens=same)
 
 
 def attention(args: argparse.Namespace) -> None:

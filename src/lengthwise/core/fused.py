@@ -76,7 +76,7 @@ class RotarySwitch:
     """
 
     def __init__(self, module: ModuleType, inside: Inside, raw: Inside) -> None:
-        self.module, self.original, self.inside, self.raw, self.users = module, getattr(module, ROTARY), inside, raw, 0
+        self.original, self.inside, self.raw, self.users = getattr(module, ROTARY), inside, raw, 0
 
     def __call__(
         self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *args: Any, **kwargs: Any
