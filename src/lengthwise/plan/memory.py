@@ -17,7 +17,7 @@ from lengthwise.core.arena import Disk, Lru
 from lengthwise.core.attach import CHUNK
 from lengthwise.core.facts import LayerKind, ModelFacts
 from lengthwise.core.plan import LayerPlan
-from lengthwise.core.seams import Keeps, Probe, Prompts, Selects
+from lengthwise.core.seams import Blocks, Keeps, Probe, Prompts, Selects
 from lengthwise.core.session import BLOCK
 from lengthwise.core.stack import Stack
 from lengthwise.core.store import _SLACK, Layout
@@ -87,7 +87,7 @@ def keys_seen(stack: Stack, facts: ModelFacts, length: int) -> tuple[int, bool]:
     seen = stack.tokens_held(length, facts)
     known = True
     for method in stack.methods:
-        if not isinstance(method, Selects):
+        if not isinstance(method, Selects | Blocks):
             continue
         said = method.tokens_seen(length, facts)
         known = known and (said is not None or method.spec.bounded)
@@ -178,24 +178,25 @@ def _lane(layout: Layout, facts: ModelFacts, tokens: int, block: int) -> tuple[i
     plain = facts.kv_heads * facts.head_dim * facts.dtype_bytes
     if layout.hot is None:
         return tokens * plain, 0, 0
-    reserved = max(min(tokens, layout.hot + _SLACK), min(tokens, block))
-    near = min(tokens, max(layout.hot + _SLACK + block, int(1.5 * reserved))) * plain
+    near = min(tokens, _room(layout.hot + _SLACK + block, block, facts)) * plain
     cold = max(0, tokens - layout.hot)
     if layout.forget or not cold:
         return near, 0, 0
     coded = _coded(layout, facts)
     if layout.arena is None:  # coded only: it stays on the device
-        return near + _doubling(cold, block) * coded, 0, 0
+        return near + _room(cold, block, facts) * coded, 0, 0
     arena = layout.arena()
     pages = min(cold, arena.page * arena.pages) * coded if isinstance(arena, Lru) else 0
     inner = arena.inner if isinstance(arena, Lru) else arena
     if isinstance(inner, Disk):
         return near, pages, cold * coded
-    return near, _doubling(cold, block) * coded + pages, 0
+    return near, cold * coded + pages, 0
 
 
-def _doubling(tokens: int, block: int) -> int:
-    """Tokens for which a RAM arena has room after it grew to `tokens`, a block at a time."""
+def _room(tokens: int, block: int, facts: ModelFacts) -> int:
+    """Tokens for which there is room after a tensor grew to `tokens`, a block at a time: it never moves on a CPU."""
+    if facts.device == "cpu":
+        return tokens
     if tokens > block << 16:
         return int(1.5 * tokens)
     room = 0
