@@ -1,12 +1,13 @@
-"""What the engine costs on SmolLM2, beside stock transformers: CPU seconds, medians in one process, A B A B.
+"""What the engine costs on SmolLM2, beside transformers and llama.cpp: CPU seconds, medians, one process, A B A B.
 
-    python benchmarks/engine.py prefill --lengths 512,2k,8k --stack dense --stack block-sparse
+    python benchmarks/engine.py prefill --lengths 512,2k,8k --stack dense --stack block-sparse --gguf smollm2-f16.gguf
     python benchmarks/engine.py decode --lengths 2k,8k --stack dense
     python benchmarks/engine.py attention --lengths 8k,16k
 
-`prefill` reads real text and gives, beside the cost, the loss of the last tokens (stock: the plain model). `decode`
-goes on greedily after it. `attention` is the dense causal kernel alone against torch's scaled_dot_product_attention,
-with the share of the matmul rate that `torch.nn.functional.linear` reaches on 2048^3.
+`prefill` reads real text and gives, beside the cost, the loss of the last tokens (stock: the plain model) and the peak
+of resident memory during it (Linux). `decode` goes on greedily after it. `attention` is the dense causal kernel alone
+against torch's scaled_dot_product_attention, with the share of the matmul rate that `torch.nn.functional.linear`
+reaches on 2048^3. `--no-stock` leaves transformers out, where it would take hours.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import statistics
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,6 +31,7 @@ import lengthwise
 from lengthwise import kernels, models
 from lengthwise.core import compat
 from lengthwise.core.spec import parse_count
+from llama_peer import LlamaCpp
 
 STOCK = "transformers sdpa"
 LAST = 512  # tokens whose loss is shown
@@ -37,13 +40,14 @@ LAST = 512  # tokens whose loss is shown
 def text(tokenizer: Any, length: int) -> Tensor:
     topics = pydoc_data.topics.topics
     whole = "\n\n".join(topics[k] for k in sorted(topics))
-    return tokenizer(whole, return_tensors="pt", verbose=False).input_ids[:, :length]
+    ids = tokenizer(whole, return_tensors="pt", verbose=False).input_ids
+    return ids.repeat(1, -(-length // ids.shape[1]))[:, :length]
 
 
 def loss(model: Any, hidden: Tensor, ids: Tensor) -> float:
     """Mean loss of the last LAST tokens; hidden [C, H] are the states of the tokens before the last ones."""
     count = min(LAST, hidden.shape[0])
-    logits = compat.logits_of(model, hidden[-count:]).float()
+    logits = compat.logits_of(model, hidden[-count:]).detach().float()
     return float(cross_entropy(logits, ids[0, -count:]))
 
 
@@ -64,40 +68,85 @@ def read(model: Any, ids: Tensor, stack: str, chunk: int) -> tuple[float, float]
     return spent, loss(model, states, ids)
 
 
+def peak(reset: bool = False) -> float:
+    """Gigabytes that were resident at most since the last reset; 0 where the system does not say."""
+    try:
+        if reset:
+            Path("/proc/self/clear_refs").write_text("5")
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1e6
+    except OSError:
+        return 0.0
+
+
+def readers(args: argparse.Namespace) -> list[str]:
+    """Stock transformers and the stacks."""
+    return [*([] if args.no_stock else [STOCK]), *args.stack]
+
+
 def prefill(args: argparse.Namespace) -> None:
     model, tokenizer = models.load("smollm2")
     read(model, text(tokenizer, 600), STOCK, args.chunk)  # warm up
     for length in args.lengths:
         ids = text(tokenizer, length)
-        found: dict[str, list[tuple[float, float]]] = {stack: [] for stack in (STOCK, *args.stack)}
+        peers = [LlamaCpp(path, length) for path in args.gguf]
+        calls: dict[str, Callable[[], tuple[float, float]]] = {
+            name: lambda name=name: read(model, ids, name, args.chunk)  # noqa: B023
+            for name in readers(args)
+        }
+        calls |= {peer.name: lambda peer=peer: peer.read(ids, LAST) for peer in peers}  # noqa: B023
+        found: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
+        resident: dict[str, float] = {}
         for _ in range(args.rounds):
-            for stack, values in found.items():
-                values.append(read(model, ids, stack, args.chunk))
-        seconds = {stack: statistics.median(v[0] for v in values) for stack, values in found.items()}
-        for stack, values in found.items():
-            show("prefill", length, stack, seconds[stack], seconds[STOCK], loss=round(values[0][1], 4))
+            for name, call in calls.items():
+                peak(reset=True)
+                found[name].append(call())
+                resident[name] = round(peak(), 2)
+        middle = {name: statistics.median(v[0] for v in values) for name, values in found.items()}
+        for name, values in found.items():
+            more = {"loss": round(values[0][1], 4), "peak_gb": resident[name]}
+            show("prefill", length, name, middle[name], middle.get(STOCK), **more)
+        for peer in peers:
+            peer.close()
 
 
 def decode(args: argparse.Namespace) -> None:
     model, tokenizer = models.load("smollm2")
     for length in args.lengths:
         ids = text(tokenizer, length)
-        with torch.no_grad(), lengthwise.stack(args.stack[0]).on(model) as run:
-            caches = {STOCK: DynamicCache(), args.stack[0]: run.prefill(ids)}
-            model.base_model(ids[:, :-1], past_key_values=caches[STOCK])
-            times: dict[str, list[float]] = {name: [] for name in caches}
-            written: dict[str, list[int]] = {name: [int(ids[0, -1])] for name in caches}
-            for _ in range(args.rounds):
-                for name, cache in caches.items():
-                    for _ in range(args.tokens):
-                        begun = time.process_time()
-                        logits = model(torch.tensor([[written[name][-1]]]), past_key_values=cache).logits
-                        times[name].append(time.process_time() - begun)
-                        written[name].append(int(logits[0, -1].argmax()))
+        times: dict[str, list[float]] = {}
+        written: dict[str, list[int]] = {}
+        for name in readers(args):
+            times[name], written[name] = steps(model, ids, name, args.rounds * args.tokens)
+        for path in args.gguf:
+            peer = LlamaCpp(path, length + args.rounds * args.tokens)
+            times[peer.name], written[peer.name] = peer.decode(ids, args.rounds * args.tokens)
+            peer.close()
         middle = {name: statistics.median(values) for name, values in times.items()}
-        same = written[STOCK] == written[args.stack[0]]
-        for name in caches:
-            show("decode", length, name, middle[name], middle[STOCK], same_tokens=same)
+        first = next(iter(written))
+        for name in times:
+            same = sum(a == b for a, b in zip(written[name], written[first], strict=True)) / len(written[first])
+            show("decode", length, name, middle[name], middle.get(STOCK), same_tokens=round(same, 2))
+
+
+def steps(model: Any, ids: Tensor, stack: str, count: int) -> tuple[list[float], list[int]]:
+    """CPU seconds of each of `count` greedy steps after `ids`, and the tokens."""
+    run_of = lengthwise.stack(stack).on(model) if stack != STOCK else nullcontext()
+    times, words = [], []
+    with torch.no_grad(), run_of as run:
+        if run is None:
+            cache: Any = DynamicCache()
+            model.base_model(ids[:, :-1], past_key_values=cache)
+        else:
+            cache = run.prefill(ids)
+        word = int(ids[0, -1])
+        for _ in range(count):
+            begun = time.process_time()
+            logits = model(torch.tensor([[word]]), past_key_values=cache).logits
+            times.append(time.process_time() - begun)
+            word = int(logits[0, -1].argmax())
+            words.append(word)
+    return times, words
 
 
 def attention(args: argparse.Namespace) -> None:
@@ -144,13 +193,13 @@ def median(call: Callable[[], Any], rounds: int) -> float:
     return statistics.median(times)
 
 
-def show(what: str, length: int, name: str, seconds: float, stock: float, **more: Any) -> None:
+def show(what: str, length: int, name: str, seconds: float, stock: float | None, **more: Any) -> None:
     row = {
         "what": what,
         "length": length,
         "name": name,
         "cpu_seconds": round(seconds, 4),
-        "times_faster": round(stock / seconds, 2),
+        "times_faster": round(stock / seconds, 2) if stock else None,
     }
     print(json.dumps(row | more), flush=True)
 
@@ -160,6 +209,8 @@ def main() -> None:
     parser.add_argument("what", choices=["prefill", "decode", "attention"])
     parser.add_argument("--lengths", type=lambda t: [parse_count(x) for x in t.split(",")], default=[2048, 8192])
     parser.add_argument("--stack", action="append")
+    parser.add_argument("--gguf", action="append", default=[], help="a peer: llama.cpp with this file")
+    parser.add_argument("--no-stock", action="store_true")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=16, help="decoded in every round")
     parser.add_argument("--chunk", type=int, default=1024)
