@@ -68,7 +68,10 @@ def main() -> None:
         folder = PACKAGE / name
         folder.mkdir(parents=True, exist_ok=True)
         for file in FILES:
-            shutil.copyfile(args.runs[0] / stage / file, folder / file)
+            # put in its place, not written over: a process that has the old weights mapped must keep them
+            fresh = folder / f"{file}.new"
+            shutil.copyfile(args.runs[0] / stage / file, fresh)
+            fresh.replace(folder / file)
         (folder / "README.md").write_text(card(stage, args.runs))
         print(f"{folder}: {sum(f.stat().st_size for f in folder.iterdir()) / 1e6:.1f} MB")
 

@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from lengthwise import auto, models
 from lengthwise._reader import Progress, Reader, frame
 from lengthwise.core import compat
@@ -23,6 +21,7 @@ from lengthwise.evidence import Passage, passages
 from lengthwise.models._gguf import quiet
 from lengthwise.plan.machine import available_memory
 from lengthwise.plan.plan import check_fits
+from lengthwise.plan.roofline import measured_threads
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -137,16 +136,13 @@ def ask_all(
     if folder is not None:
         _check_disk(folder, len(ids), facts)
     answers = []
-    with quiet(), chosen.on(loaded) as run:
-        reader = Reader(run, tokenizer, prompts, ids, folder, progress, stop, str(name))
+    with quiet(), chosen.on(loaded, threads=measured_threads(loaded)) as run:
+        reader = Reader(run, tokenizer, prompts, ids, folder, progress, stop, str(name), corpus.text, offsets)
         for index in range(len(prompts)):
             choice = reader.choose(index, max_new_tokens)
-            kept = torch.cat([torch.arange(a, b) for a, b in choice.spans])
-            answer, watch = reader.answer(index, kept, max_new_tokens)
-            start = len(prompts[index].head)
-            mass = watch.mass[0][start : start + len(kept)]
-            found = passages(mass, [offsets[i] for i in kept.tolist()], corpus)
-            answers.append(Answer(answer, found, run.ledger, str(chosen), str(name), why, list(choice.scores)))
+            got = reader.read(index, choice, max_new_tokens)
+            found = passages(got.mass, [offsets[i] for i in got.kept.tolist()], corpus)
+            answers.append(Answer(got.text, found, run.ledger, str(chosen), str(name), why, list(choice.scores)))
     return answers
 
 

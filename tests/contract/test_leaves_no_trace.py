@@ -228,3 +228,15 @@ def test_nothing_is_attached_when_refused(llama: PreTrainedModel) -> None:
     with pytest.raises(LengthwiseError):
         lengthwise.stack("streaming-llm").on(llama)
     unchanged(llama, before, was)
+
+
+def test_threads_are_used_and_put_back(llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prefill with two threads, decode with one, and as before afterwards."""
+    before, used = torch.get_num_threads(), []
+    monkeypatch.setattr(llama.lm_head, "forward", lambda x: used.append(torch.get_num_threads()) or x)
+    with lengthwise.stack("dense").on(llama, threads=(2, 1)) as run, torch.no_grad():
+        cache = run.cache()
+        llama(tiny.tokens(9), past_key_values=cache)
+        llama(tiny.tokens(1), past_key_values=cache)
+    assert used == [2, 1]
+    assert torch.get_num_threads() == before

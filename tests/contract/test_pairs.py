@@ -18,17 +18,37 @@ from lengthwise.core.stack import Stack, refusals
 
 # Settings at which a method acts within 120 tokens of a tiny model; a method that is not named runs at its defaults.
 SMALL: dict[str, dict[str, Any]] = {
+    "clex": {"length": 2048},
+    "dual-chunk": {"window": 24, "local": 8},
     "dynamic-ntk": {"factor": 2.0, "length": 2048},
-    "block-sparse": {"top": 0, "sinks": 0, "window": 1},
+    "block-sparse": {"mass": 0.3, "sinks": 0, "window": 1, "top": 0},
+    "hip": {"top": 4, "sinks": 0, "window": 1},
+    "lserve": {"budget": 128, "reuse": 2},
+    "masformer": {"full": 0, "window": 16},
+    "minference": {"vertical": 4, "slash": 8},
+    "quest": {"budget": 64, "dense_layers": 0},
+    "h2o": {"budget": 100},
     "infllm": {"init": 4, "local": 16, "block": 8, "top": 2, "reps": 2, "chunk": 8, "cached": 4},
     "int4": {"residual": 16},
     "int8": {"residual": 16},
+    "knorm": {"budget": 100, "skip": 0},
+    "lazy-eviction": {"budget": 100, "window": 4, "alpha": 0.01},
     "lm-infinite": {"sinks": 4, "window": 16},
+    "longheads": {"chunk": 8, "length": 32},
+    "ntk-attention": {"prefix": 16},
     "offload": {"hot": 16, "pages": 1},
+    "pyramidkv": {"budget": 100},
     "rerope": {"window": 16},
+    "sea": {"top": 64},
     "self-extend": {"group": 4, "window": 16},
+    "set-prompt": {"parts": "3-20-50-61/70-90-104"},
     "sirllm": {"sinks": 2, "entropy": 70, "recent": 40},
+    "snapkv": {"budget": 100, "window": 8},
+    "squeezed": {"clusters": 0.2, "observed": 8},
     "streaming-llm": {"sinks": 4, "window": 16},
+    "think-k": {"recent": 16},
+    "tokenselect": {"init": 4, "local": 16, "top": 8, "chunk": 8},
+    "tova": {"budget": 100},
 }
 METHODS = [m for m in registry.all_methods() if m.spec.seams != ("prompt",)]
 PAIRS = list(itertools.combinations([m.spec.name for m in METHODS], 2))

@@ -10,7 +10,7 @@ import pytest
 from lengthwise import papers
 from lengthwise.core import registry
 from lengthwise.core.grammar import format_stack, parse
-from lengthwise.core.seams import Blocks, Keeps, Observes, Positions, Selects, Stores
+from lengthwise.core.seams import Blocks, Keeps, Observes, Positions, Scores, Selects, Stores
 from lengthwise.core.spec import SEAMS, Method, format_value, parameters
 
 METHODS = registry.all_methods()
@@ -19,6 +19,7 @@ BASES: dict[type, set[str]] = {
     Positions: {"position"},
     Selects: {"select"},
     Blocks: {"blocks"},
+    Scores: {"score"},
     Keeps: {"keep"},
     Observes: {"observe"},
     Stores: {"format", "tier"},
@@ -42,6 +43,7 @@ def test_what_is_inherited_is_overridden(method: type[Method]) -> None:
         Positions: ("frames", "frequencies", "query_factor", "in_cache"),
         Selects: ("visible", "extras"),
         Blocks: ("lists",),
+        Scores: ("weigh",),
         Keeps: ("keep",),
         Observes: ("observe",),
         Stores: ("codec", "arena"),

@@ -25,7 +25,11 @@ STACKS = [
     "int4:group=4,residual=20",
     "int8:group=4,residual=20 + streaming-llm:sinks=4,window=100",
     "offload:hot=16,pages=1",
-    "block-sparse:top=1,sinks=64,window=64",
+    "block-sparse:mass=0.5,top=1,sinks=64,window=64",
+    "quest:budget=128,dense_layers=0",
+    "minference:vertical=40,slash=30",
+    "hip:top=40,sinks=64,window=64",
+    "lserve:budget=256,reuse=2",
 ]
 IDS = tiny.tokens(400)
 

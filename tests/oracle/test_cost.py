@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -132,6 +133,9 @@ def test_measurement_is_kept_and_a_torn_cache_is_measured_again(tmp_path, monkey
     monkeypatch.setattr(roofline, "BUDGET", 0.0)
     first = roofline.load_or_measure("cpu")
     assert min(first.bandwidth, *vars(first.float32).values(), *vars(first.bfloat16).values()) > 0
+    assert first.threads is not None
+    assert all(1 <= count <= torch.get_num_threads() for count in first.threads)
+    assert roofline.measured_threads(SimpleNamespace(device=torch.device("cpu"))) == first.threads
     monkeypatch.setattr(roofline, "measure", lambda device: pytest.fail("measured twice"))
     assert roofline.load_or_measure("cpu") == first
     (tmp_path / roofline.FILE).write_text("{torn")
@@ -139,6 +143,21 @@ def test_measurement_is_kept_and_a_torn_cache_is_measured_again(tmp_path, monkey
     assert roofline.load_or_measure("cpu") == first
     with pytest.raises(BadParameter, match="cannot be used"):
         roofline.load_or_measure("nowhere")
+
+
+def test_threads_are_those_that_took_least_time(monkeypatch):
+    """A product twice as fast with every doubling, a vector's as fast with one thread as with all."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 6)
+    used = []
+    monkeypatch.setattr(torch, "set_num_threads", used.append)
+
+    def seconds(probe, device):
+        rows = probe.args[0].shape[0]
+        return 1 / used[-1] if rows > 1 else 1.0 - 0.001 * used[-1]
+
+    monkeypatch.setattr(roofline, "_seconds", seconds)
+    assert roofline._threads() == (6, 1)
+    assert used == [1, 2, 4, 6, 1, 2, 4, 6, 6]
 
 
 class SlowMemory:

@@ -156,6 +156,33 @@ def test_ntk_is_a_larger_base() -> None:
     torch.testing.assert_close(got, tiny.plain_logits(expected, IDS[None])[0], atol=2e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("base", "window", "published"),  # LongLLaDA's table of factors on the base, for head dimension 128
+    [
+        (5e5, 4096, {4096: 1, 8192: 4, 16384: 14, 24576: 31, 32768: 55}),  # LLaDA-8B
+        (5e5, 8192, {16384: 4, 32768: 13}),  # Llama-3-8B
+        (1e6, 2048, {4096: 5}),  # Dream-7B
+    ],
+)
+def test_ntk_base_for_a_length(base: float, window: int, published: dict[int, int]) -> None:
+    config = config_of(base, 128, window)
+    for length, times in published.items():
+        got, scaling = ours(f"ntk:length={length}", config, 0)
+        expected = (base * times) ** (-torch.arange(0, 128, 2).double() / 128)
+        torch.testing.assert_close(got.double(), expected, rtol=2e-6, atol=0)
+        assert scaling == 1.0
+
+
+def test_ntk_base_turns_the_critical_dimension_once() -> None:
+    """Before it is rounded up, the new base gives the first dimension that never turned in training one turn."""
+    for base, dim, window in SHAPES[:4]:
+        turned = [i for i in range(dim // 2) if base ** (2 * i / dim) * 2 * math.pi < window]
+        critical, length = len(turned), 5 * window
+        got, _ = ours(f"ntk:length={length}", config_of(base, dim, window), 0)
+        turn = 2 * math.pi * float(got[1].double() ** -critical)
+        assert length <= turn < length * 2 ** (2 * critical / dim)
+
+
 def one_layer() -> Any:
     config = tiny.CONFIGS["llama"]()
     config.num_hidden_layers = 1

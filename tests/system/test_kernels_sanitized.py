@@ -30,7 +30,7 @@ def runtime(cxx: str, name: str) -> str | None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("op", "isa"),
-    [("attend", "tiles")] + [(op, isa) for op in ("attend", "decode", "summary", "fused") for isa in ISAS],
+    [("attend", "tiles")] + [(op, isa) for op in ("attend", "decode", "summary", "fused", "linear") for isa in ISAS],
 )
 def test_sanitized(op: str, isa: str, tmp_path: Path) -> None:
     cxx = build.compiler()
@@ -153,6 +153,12 @@ def fused(d: Draw) -> None:
     kernels.silu_mul(*(d.tensor(long, size, dtype=dtype) for _ in range(2)), threads=threads)
 
 
+def linear(d: Draw) -> None:
+    rows, columns, dtype = d.pick(1, 7, 130, 2000), d.pick(1, 30, 64, 576, 5000), d.pick(*DTYPES)
+    x, weight = d.tensor(columns, dtype=dtype), d.tensor(rows, columns, dtype=dtype)
+    kernels.linear(x, weight, d.pick(None, d.tensor(rows, dtype=dtype)), threads=d.pick(1, 2))
+
+
 def main(path: str, op: str, isa: str) -> None:
     """Runs in a process of its own."""
     loaded = ctypes.CDLL(path)
@@ -164,7 +170,7 @@ def main(path: str, op: str, isa: str) -> None:
 
     library.function = function
     for seed in range(CASES):
-        {"attend": attend, "decode": decode, "summary": summary, "fused": fused}[op](Draw(seed))
+        {"attend": attend, "decode": decode, "summary": summary, "fused": fused, "linear": linear}[op](Draw(seed))
     assert called, "no compiled kernel was called"
     print(f"{CASES} cases")
 

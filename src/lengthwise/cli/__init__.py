@@ -15,6 +15,7 @@ from lengthwise.cli.ask import ask
 from lengthwise.cli.compare import compare
 from lengthwise.cli.doctor import doctor
 from lengthwise.cli.download import download
+from lengthwise.cli.edit import edit
 from lengthwise.cli.explain import explain
 from lengthwise.cli.export import export
 from lengthwise.cli.methods import methods
@@ -60,7 +61,7 @@ def _register(*commands: Callable[..., Any]) -> None:
         app.command(command.__name__, epilog=_epilog(command))(command)
 
 
-_register(ask, compare, tasks, report, metrics, export, plan, explain, methods, papers, download, doctor)
+_register(ask, edit, compare, tasks, report, metrics, export, plan, explain, methods, papers, download, doctor)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

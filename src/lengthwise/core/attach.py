@@ -38,7 +38,7 @@ class Run:
     NothingFired on exit when the model ran but a method of the stack was never asked.
     """
 
-    def __init__(self, stack: Stack, model: PreTrainedModel) -> None:
+    def __init__(self, stack: Stack, model: PreTrainedModel, threads: tuple[int, int] | None = None) -> None:
         anatomy, reasons = compat.examine(model)
         if anatomy is None:
             raise StackRefused(str(stack), reasons)
@@ -58,12 +58,14 @@ class Run:
         if left_alone:
             self.ledger.notes.append(f"{left_alone} sliding-window layers are left as the model built them")
         self.active = False
+        self._threads, self._threads_before = threads, torch.get_num_threads()
         self._rope_memo: tuple[int, Rope] | None = None
         self._attachment: compat.Attachment | None = None
 
     def __enter__(self) -> Run:
         self._attachment = compat.attach(self.anatomy)
         self._plain_before = self._attachment.plain_passes
+        self._threads_before = torch.get_num_threads()
         self.active = True
         return self
 
@@ -75,8 +77,17 @@ class Run:
         shared = self._attachment.runs > 1
         plain = self._attachment.plain_passes - self._plain_before
         compat.detach(self._attachment)
+        if self._threads is not None:
+            torch.set_num_threads(self._threads_before)
         if kind is None:
             self._check_fired(0 if shared else plain)
+
+    def use_threads(self, tokens: int) -> None:
+        """Before a forward pass of `tokens` columns: the threads for its kind of work."""
+        if self._threads is not None:
+            wanted = self._threads[tokens == 1]
+            if wanted != torch.get_num_threads():
+                torch.set_num_threads(wanted)
 
     def cache(self, expected: int = 0) -> Session:
         """A new cache: one reading of one batch. `expected` tokens, if known, are reserved at once."""
@@ -211,7 +222,8 @@ class Run:
         for method in self.stack.methods:
             if slot.plan.kind == "full" and {"format", "tier"} & set(method.spec.seams):
                 self.ledger.consulted[method.spec.name] += 1
-                self.ledger.acted[method.spec.name] += any(kv.values.cold_tokens > 0 for kv in slot.rows)
+                lanes = [lane for kv in slot.rows for lane in kv.lanes()]
+                self.ledger.acted[method.spec.name] += any(lane.cold_tokens > 0 for lane in lanes)
 
     def _check_fired(self, plain: int) -> None:
         ran = any(layer.queries for layer in self.ledger.layers)

@@ -41,6 +41,7 @@ class Anatomy:
     attentions: list[nn.Module]
     apply_rotary: Apply
     configs: list[Any]
+    head: nn.Module | None = None
 
 
 @dataclass
@@ -52,6 +53,7 @@ class Attachment:
     rotary: nn.Module
     runs: int = 0
     plain_passes: int = 0
+    ours: bool = False  # whether the last forward pass of the decoder had a session
     hooks: list[Any] = field(default_factory=list)
     swapped: list[nn.Module] = field(default_factory=list)
 
@@ -140,7 +142,7 @@ def examine(model: PreTrainedModel) -> tuple[Anatomy | None, list[str]]:
         return None, reasons
     configs = {id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}
     configs.update({id(m.config): m.config for m in attentions})
-    return Anatomy(decoder, attentions, apply, list(configs.values())), []
+    return Anatomy(decoder, attentions, apply, list(configs.values()), model.get_output_embeddings()), []
 
 
 def model_facts(model: PreTrainedModel) -> ModelFacts:
@@ -195,6 +197,8 @@ def attach(anatomy: Anatomy) -> Attachment:
             anatomy.decoder.register_forward_hook(_after_pass, with_kwargs=True, always_call=True),
         ]
         attachment.swapped = fused.swap(anatomy.decoder, _inside)
+        if anatomy.head is not None:
+            attachment.swapped += fused.swap(anatomy.head, lambda: attachment.ours)
         fused.take_rotary(sys.modules[type(anatomy.attentions[0]).__module__], _inside, _raw)
         _attached[anatomy.decoder] = attachment
     attachment.runs += 1
@@ -219,6 +223,7 @@ def detach(attachment: Attachment) -> None:
 def _before_pass(attachment: Attachment, original: str) -> Callable[..., None]:
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         cache = kwargs.get("past_key_values")
+        attachment.ours = isinstance(cache, Session)
         if not isinstance(cache, Session):
             attachment.plain_passes += 1
             _current.set(Pass(None, original))

@@ -1,4 +1,4 @@
-"""Fused norms, rotary embedding and MLP for the Llama, Qwen and Mistral families, in place of the stock ones.
+"""Fused norms, rotary embedding and MLP for the Llama, Qwen and Mistral families, and linear layers for one token.
 
 They compute what the stock operators do, up to the rounding of the model's dtype, in one pass over memory each. They
 are swapped in while a run is attached and serve its forward passes only: other passes, other devices and passes with
@@ -29,14 +29,18 @@ def usable(x: Tensor) -> bool:
     return x.device.type == "cpu" and not torch.is_grad_enabled() and kernels.backend() == "cpu"
 
 
-def swap(decoder: nn.Module, inside: Inside) -> list[nn.Module]:
-    """Give the decoder's norms and MLPs a fused forward; returns the modules that got one, for `restore`."""
+def swap(model: nn.Module, inside: Inside) -> list[nn.Module]:
+    """Give norms, MLPs and, for single tokens, linear layers another forward: returns what got one, for `restore`."""
     swapped = []
-    for module in decoder.modules():
+    for module in model.modules():
         kind = type(module)
-        if kind.__module__ not in _MODULES or "forward" in vars(module):
+        if "forward" in vars(module):
             continue
-        if kind.__name__.endswith("RMSNorm"):
+        if kind is nn.Linear:
+            module.forward = partial(_linear, module, inside)
+        elif kind.__module__ not in _MODULES:
+            continue
+        elif kind.__name__.endswith("RMSNorm"):
             module.forward = partial(_norm, module, inside)
         elif kind.__name__.endswith("MLP") and getattr(module.config, "hidden_act", None) == "silu":
             module.forward = partial(_mlp, module, inside)
@@ -55,6 +59,12 @@ def restore(swapped: list[nn.Module]) -> None:
 def turns_halves(apply: Any) -> bool:
     """Whether an `apply_rotary_pos_emb` is one of these families', which the fused rotary embedding stands for."""
     return getattr(apply, "__module__", None) in _MODULES
+
+
+def _linear(module: Any, inside: Inside, x: Tensor) -> Tensor:
+    if x.numel() != x.shape[-1] or not inside() or not usable(x):
+        return nn.Linear.forward(module, x)
+    return kernels.linear(x, module.weight, module.bias)
 
 
 def _norm(module: Any, inside: Inside, x: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ _SMALL = 1 << 20  # bytes up to which a tensor is an ordinary one: whole pages w
 _AHEAD = 1 << 20  # slots for which address space is reserved at least
 _TAIL = 1 << 20  # bytes of an unused tail that are worth giving back
 _STEP = 1024  # slots that are moved at once
+_SPARE = 256  # slots that may stay unused after most were dropped
 
 
 class Growing:
@@ -62,12 +63,23 @@ class Growing:
         self._touched = max(self._touched, n)
 
     def keep(self, slots: Tensor) -> None:
-        """Move `slots` [m] (ascending, on the CPU) to the front, a few at a time, and drop the rest."""
-        same = int((slots == torch.arange(len(slots))).sum())  # the first ones: no slot moves to the right
-        for a in range(same, len(slots), _STEP):
-            some = slots[a : a + _STEP].to(self.tensor.device)
-            self.tensor[:, a : a + len(some)] = self.tensor.index_select(1, some)
-        self.resize(len(slots))
+        """Move `slots` (ascending, on the CPU) to the front, a few at a time, and drop the rest.
+
+        [m]: the same for every outer slice; [outer, m]: each has its own.
+        """
+        count = slots.shape[-1]
+        stays = torch.atleast_2d(slots == torch.arange(count)).all(0)
+        same = int(stays.sum())  # the first ones: no slot moves to the right
+        for a in range(same, count, _STEP):
+            some = slots[..., a : a + _STEP].to(self.tensor.device)
+            if some.dim() == 1:
+                self.tensor[:, a : a + len(some)] = self.tensor.index_select(1, some)
+            else:
+                self.tensor[:, a : a + some.shape[1]] = by_head(self.tensor, some)
+        self.resize(count)
+        room = 2 * count + _SPARE
+        if self._mapping is None and self.tensor.shape[1] > room:  # memory that is not paged cannot be given back
+            self.tensor = self.tensor[:, : count + _SPARE].clone()
 
     def nbytes(self) -> int:
         """Bytes held: the pages that were touched, or the whole of a tensor that has no pages of its own."""
@@ -110,6 +122,12 @@ class Growing:
             advice = mmap.MADV_DONTNEED if sys.platform == "linux" else mmap.MADV_FREE
             base = index * self.tensor.shape[1] * self._slot_bytes
             self._mapping.madvise(advice, base + start, stop - start)
+
+
+def by_head(x: Tensor, slots: Tensor) -> Tensor:
+    """x [H, n, *inner] at slots [H, m], a row of slots for each head: [H, m, *inner]."""
+    index = slots.reshape(*slots.shape, *([1] * (x.dim() - 2)))
+    return x.gather(1, index.expand(*slots.shape, *x.shape[2:]))
 
 
 def _pages(size: int) -> int:

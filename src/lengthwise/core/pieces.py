@@ -71,6 +71,9 @@ def _cut_frame(out: Cut, frame: Frame, visible: Visible, q: Tensor, slot_positio
     # positions ascend, so a frame's keys are a range of the candidates
     start = int(torch.searchsorted(k, first - frame.high, right=True)) if frame.high <= last else 0
     stop = int(torch.searchsorted(k, last - frame.low, right=True))
+    if frame.chunk is not None:
+        low, high = frame.keys(first)
+        start, stop = max(start, int(torch.searchsorted(k, low))), min(stop, int(torch.searchsorted(k, high)))
     if start >= stop:
         return
     k = k[start:stop]

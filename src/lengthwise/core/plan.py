@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from lengthwise.core.facts import LayerKind, ModelFacts
 from lengthwise.core.frames import FAR, NATIVE, PLAIN, UNROTATED, Frame, Rotation, stay
 from lengthwise.core.rope import Rope
-from lengthwise.core.seams import Blocks, Keeps, Observes, Positions, Selects, Stores
+from lengthwise.core.seams import Blocks, Keeps, Observes, Positions, Scores, Selects, Stores
 from lengthwise.core.spec import Method
-from lengthwise.core.store import Layout
+from lengthwise.core.store import KeyCodec, Layout
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class LayerPlan:
     position: Positions | None = None
     selects: tuple[Selects, ...] = ()
     blocks: Blocks | None = None
+    scores: Scores | None = None
     keeps: Keeps | None = None
     observes: tuple[Observes, ...] = ()
 
@@ -75,11 +76,12 @@ def plan_layers(
             frames=frames,
             rope=rope,
             raw=raw,
-            layout=layout,
+            layout=Layout() if isinstance(layout.codec, KeyCodec) else layout,
             key_layouts={r: _key_layout(r, frames, layout, evicts or moving or in_cache) for r in rotations},
             position=position,
             selects=tuple(m for m in methods if isinstance(m, Selects)),
             blocks=next((m for m in methods if isinstance(m, Blocks)), None),
+            scores=next((m for m in methods if isinstance(m, Scores)), None),
             keeps=next((m for m in methods if isinstance(m, Keeps)), None),
             observes=tuple(m for m in methods if isinstance(m, Observes)),
         )

@@ -12,7 +12,7 @@ from lengthwise import kernels
 from lengthwise.core import attend
 from lengthwise.core.frames import PLAIN, UNROTATED
 from lengthwise.core.pieces import Cut, Piece, Reach, Slots
-from lengthwise.core.seams import View
+from lengthwise.core.seams import Part, Scores, View
 from lengthwise.core.store import Lane
 from lengthwise.kernels.attend.lists import SLOTS, BlockLists
 from lengthwise.kernels.library import Coded
@@ -34,12 +34,15 @@ class Scorer:
     slot_positions: Tensor
     on_read: bool
     lists: BlockLists | None = None
+    scores: Scores | None = None
 
     def score(self, cut: Cut, extras: list[attend.Partial]) -> attend.Partial:
         """Attention of the block over all it sees and `extras`: out [Hq, C, D], logsumexp [Hq, C]."""
         view = self.view
         if self.lists is not None:
             return self._listed(self.lists)
+        if self.scores is not None:
+            return self._weighed(self.scores, cut)
         partials = list(extras)
         if kernels.backend(view.q.device) == "naive":
             for piece in cut.pieces:
@@ -47,15 +50,23 @@ class Scorer:
         else:
             for reach in cut.reaches:
                 partials += self._decode(reach) if reach.runs and not self.on_read else self._reach(reach)
-        held = view.kv.values
+        self._count(cut)
+        return attend.merge(partials)
+
+    def _count(self, cut: Cut) -> None:
+        view, held = self.view, self.view.kv.values
         for piece in cut.pieces:
             view.receipt.pairs += piece.pairs * view.facts.heads
             view.receipt.bytes_read += 2 * piece.count * held.shape[0] * held.shape[1] * view.q.element_size()
-        return attend.merge(partials)
 
     def weigh(self, pieces: list[Piece], lse: Tensor) -> list[tuple[Piece, Tensor]]:
-        """Every piece with its softmax weights [Hq, C, S], for observers; `lse` [Hq, C] is over all pieces."""
+        """Every piece with its weights [Hq, C, S], for observers; `lse` [Hq, C] is over all pieces.
+
+        With `scores`, `pieces` are all that the block sees.
+        """
         view, out = self.view, []
+        if self.scores is not None:
+            return list(zip(pieces, self.scores.weigh(view, [self._part(p) for p in pieces]), strict=True))
         for piece in pieces:
             (k, _), q = self._keys(piece.slots, piece), self._queries(piece)
             mask = None if piece.mask is None else piece.mask.to(q.device)
@@ -63,6 +74,24 @@ class Scorer:
                 mask = torch.ones(q.shape[1], piece.count, dtype=torch.bool, device=q.device).tril()
             out.append((piece, attend.weights(q, k, lse, scale=view.scale, mask=mask, softcap=view.softcap)))
         return out
+
+    def _part(self, piece: Piece) -> Part:
+        q = self._queries(piece)
+        mask = piece.mask
+        if piece.causal:
+            mask = torch.ones(q.shape[1], piece.count, dtype=torch.bool).tril()
+        return Part(q, self._keys(piece.slots, piece)[0], None if mask is None else mask.to(q.device))
+
+    def _weighed(self, scores: Scores, cut: Cut) -> attend.Partial:
+        """Values summed by the weights of the method that owns `score`; zeros stand in for a logsumexp."""
+        view = self.view
+        weights = scores.weigh(view, [self._part(p) for p in cut.pieces])
+        out = view.q.new_zeros(*view.q.shape[:2], view.kv.values.shape[-1], dtype=torch.float32)
+        for piece, some in zip(cut.pieces, weights, strict=True):
+            v = self._keys(piece.slots, piece)[1].float()
+            out += (some.unflatten(0, (v.shape[0], -1)) @ v[:, None]).flatten(0, 1)
+        self._count(cut)
+        return out, out.new_zeros(out.shape[:2])
 
     def _piece(self, piece: Piece) -> attend.Partial:
         (k, v), q = self._keys(piece.slots, piece), self._queries(piece)
@@ -96,7 +125,7 @@ class Scorer:
         view, n = self.view, self.view.kv.n
         whole = Reach(PLAIN[0], (), slice(0, n))
         q, (k, v) = self._queries(whole), self._keys(slice(0, n), whole)
-        if q.shape[1] == 1 and len(lists.offsets) in (1, k.shape[0]):
+        if q.shape[1] == 1 and lists.columns is None and len(lists.offsets) in (1, k.shape[0]):
             o, lse, pairs = kernels.decode(
                 q[:, 0], k, v, pages=lists.pages(), length=n, scale=view.scale, softcap=view.softcap
             )
@@ -113,7 +142,8 @@ class Scorer:
                 softcap=view.softcap,
             )
         view.receipt.pairs += pairs
-        view.receipt.bytes_read += 2 * len(lists.blocks) * SLOTS * k.shape[2] * k.element_size()
+        read = len(lists.blocks) * SLOTS + (0 if lists.columns is None else len(lists.columns))
+        view.receipt.bytes_read += 2 * read * k.shape[2] * k.element_size()
         return out, lse
 
     def _decode(self, reach: Reach) -> list[attend.Partial]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
@@ -17,6 +18,10 @@ from lengthwise.core.rope import Rope
 from lengthwise.core.spec import Method
 from lengthwise.core.store import KV, Codec
 from lengthwise.kernels import BlockLists
+
+if TYPE_CHECKING:
+    from lengthwise.core.attach import Run
+    from lengthwise.core.session import Session
 
 
 @dataclass
@@ -70,8 +75,8 @@ class Positions(Method):
         """Inverse frequencies [rotary_dim / 2] and the factor on cos and sin at `length` tokens; None: the model's."""
         return None
 
-    def query_factor(self, facts: ModelFacts, positions: Tensor) -> Tensor | None:
-        """A factor [C] on the queries at `positions` [C]; None: no factor."""
+    def query_factor(self, facts: ModelFacts, positions: Tensor, layer: int) -> Tensor | None:
+        """A factor [C] on the queries at `positions` [C] in `layer`; None: no factor."""
         return None
 
     def follows_length(self) -> bool:
@@ -124,13 +129,47 @@ class Blocks(Method):
         return reasons
 
 
+@dataclass(frozen=True)
+class Part:
+    """A set of keys as a block of queries scores them: q [Hq, C, D] and k [Hkv, S, D], both rotated for their frame.
+
+    `mask` [C, S] is True where a query sees a key; None: everywhere.
+    """
+
+    q: Tensor
+    k: Tensor
+    mask: Tensor | None
+
+
+class Scores(Method):
+    """Owns `score`: the weights that a query puts on the keys it sees, in place of softmax."""
+
+    def weigh(self, view: View, parts: Sequence[Part]) -> list[Tensor]:
+        """Weights [Hq, C, S] float32 of every part; of one query they sum to 1 over all parts, 0 where it sees none."""
+        raise NotImplementedError
+
+    def check(self, model: ModelFacts | None, others: Sequence[Method]) -> list[str]:
+        """The weights need all scores of a query at once, before any of them is summed up."""
+        reasons = []
+        for other in others:
+            if isinstance(other, Blocks):
+                reasons.append(f"block lists are scored by softmax, and {other.spec.name} makes them")
+            elif isinstance(other, Selects) and type(other).extras is not Selects.extras:
+                reasons.append(f"keys that {other.spec.name} adds arrive with softmax weights")
+        return reasons
+
+
 class Keeps(Method):
     """Owns `keep`: which tokens stay."""
 
     needs_surprise = False
 
     def keep(self, view: View) -> Tensor | None:
-        """Slots [m] (ascending, CPU) to keep before the block is added; None keeps all."""
+        """Slots to keep before the block is added (ascending, CPU); None keeps all.
+
+        [m]: the same for all heads; [Hkv, m]: those of each key head, the same number in every one. Keys stay rotated
+        where they stood.
+        """
         return None
 
 
@@ -179,19 +218,61 @@ class Probe:
 
 @dataclass(frozen=True)
 class Choice:
-    """The spans [start, stop) of the text, in tokens and in order, that go before the model; scores of all segments."""
+    """The spans [start, stop) of the text, in tokens and in order, that go before the model; scores of all segments.
+
+    `times`: so often the spans are read one after the other, from twice on with the question before them as well.
+    """
 
     spans: tuple[tuple[int, int], ...]
     scores: tuple[tuple[int, int, float], ...] = ()
+    times: int = 1
+
+
+class Look(Protocol):
+    """A text and a question, as a prompt method may look at them. What is read for a look counts in the ledger.
+
+    `text` is the text itself, `offsets` the characters [start, end) of its tokens, `question` the question.
+    """
+
+    facts: ModelFacts
+    text: str
+    offsets: Sequence[tuple[int, int]]
+    question: str
+
+    def __call__(self, start: int, stop: int) -> Probe:
+        """What the model says after tokens [start, stop) of the text and the question."""
+
+    def early(self, layer: int) -> Tensor:
+        """Inner products [n] float32 of the last query of text and question with the keys of the text's n tokens.
+
+        In `layer`, summed over its heads; only the layers below it are run.
+        """
+
+    def write(self, lead: str, most: int) -> str:
+        """What the model writes, `most` tokens at most, when `lead` stands between the whole text and the question."""
+
+    def embed(self, start: int, stop: int) -> Tensor:
+        """Mean of the last hidden states [H] of tokens [start, stop) of the text, read on their own."""
+
+    def embed_question(self) -> Tensor:
+        """Mean of the last hidden states [H] of the question, read on its own."""
 
 
 class Prompts(Method):
-    """Owns `prompt`: chooses what of a long text the model reads with the question."""
+    """Owns `prompt`: chooses what of a long text the model reads with the question, and how."""
 
-    def choose(self, length: int, limit: int, probe: Callable[[int, int], Probe]) -> Choice:
-        """Choose spans of a text of `length` tokens, at most `limit` in all; `probe(start, stop)` reads a segment."""
-        return Choice(((0, min(length, limit)),))
+    def choose(self, length: int, limit: int, look: Look) -> Choice:
+        """Choose spans of a text of `length` tokens, at most `limit` in all if that is its aim."""
+        return Choice(((0, length),))
 
     def segments(self, length: int, limit: int) -> list[tuple[int, int]]:
         """The segments that `choose` will probe, for progress and cost."""
         return []
+
+    def passes(self, length: int, limit: int) -> list[tuple[int, int]] | None:
+        """The forward passes as (tokens, times), for planning; None: the segments, and then what is chosen of them."""
+        return None
+
+    def reading(self, run: Run) -> AbstractContextManager[Session | None]:
+        """The cache in which text and question are read, in one pass; None: a plain one, read in chunks."""
+        return nullcontext()

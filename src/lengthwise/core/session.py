@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import weakref
 from collections import defaultdict
+from collections.abc import Iterator
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -141,6 +143,7 @@ class Session(Cache):  # type: ignore[misc]
         """Before a forward pass of `tokens` columns: read the padding, open a turn. Raises BadInput on odd masks."""
         self.check_active()
         self.check_whole()
+        self.run.use_threads(tokens)
         seen = self.layers[0].seen
         if mask is not None:
             if mask.dim() != 2:
@@ -187,14 +190,22 @@ class Session(Cache):  # type: ignore[misc]
         out = torch.zeros(q.shape[0], columns, q.shape[1], v.shape[3], dtype=q.dtype, device=q.device)
         for row, pad in enumerate(self.pads):
             skip = min(max(0, pad - slot.seen), columns)
-            size = self.run.block
-            for a in range(skip, columns, size):
-                b = min(columns, a + size)
+            for a, b in self._blocks(skip, columns, slot.seen - pad):
                 block = Block(slot, row, q[row, :, a:b], k[row, :, a:b], v[row, :, a:b], slot.seen + a - pad)
                 out[row, a:b] = step.attend(self, block, scale, softcap).transpose(0, 1)
         slot.seen += columns
         self.run.account(slot)
         return out
+
+    def _blocks(self, start: int, stop: int, offset: int) -> Iterator[tuple[int, int]]:
+        """The columns [start, stop) in blocks [a, b) that are scored at once; column c is at position c + offset."""
+        ends = {stop}
+        if stop - start > 1:
+            for method in self.run.stack.methods:
+                ends.update(p - offset for p in method.cuts(self.run.facts, start + offset, stop + offset))
+        for low, high in pairwise(sorted({start, *ends})):
+            for a in range(low, high, self.run.block):
+                yield a, min(high, a + self.run.block)
 
     def learn(self, logits: Tensor, ids: Tensor) -> None:
         """After a forward pass: remember the surprisals of the tokens just read. logits [B, C, V], ids [B, C]."""

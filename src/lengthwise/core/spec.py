@@ -14,12 +14,13 @@ from lengthwise.errors import BadParameter
 if TYPE_CHECKING:
     from lengthwise.core.facts import ModelFacts
 
-Seam = Literal["position", "select", "blocks", "keep", "format", "tier", "observe", "prompt"]
+Seam = Literal["position", "select", "blocks", "score", "keep", "format", "tier", "observe", "prompt"]
 
 SEAMS: dict[Seam, str] = {
     "position": "where a key stands, seen from a query (one owner)",
     "select": "which held keys a query sees (selections intersect)",
     "blocks": "which blocks of 64 held keys each group of heads sees (one owner)",
+    "score": "the weights a query puts on the keys it sees, in place of softmax (one owner)",
     "keep": "which tokens stay in the cache (one owner)",
     "format": "in which form held keys and values are stored (one owner)",
     "tier": "on which memory tier they lie (one owner)",
@@ -100,6 +101,10 @@ class Method(Configured):
     def queries_at_once(self) -> int | None:
         """The most queries that may be scored together, when the mechanism depends on it; None: as many as fit."""
         return None
+
+    def cuts(self, facts: ModelFacts, start: int, stop: int) -> Sequence[int]:
+        """Positions between `start` and `stop` at which a block of queries must end, since other rules hold beyond."""
+        return ()
 
 
 def parameters(method: type[Configured]) -> list[dict[str, Any]]:

@@ -61,11 +61,14 @@ class Stack:
         """Upper bound on the tokens a full layer holds after `length` tokens."""
         return min((m.tokens_held(length, model) for m in self.methods), default=length)
 
-    def on(self, model: PreTrainedModel) -> Run:
-        """Attach to `model`: a context manager that leaves the model as it found it. Raises StackRefused."""
+    def on(self, model: PreTrainedModel, *, threads: tuple[int, int] | None = None) -> Run:
+        """Attach to `model`: a context manager that leaves the model as it found it. Raises StackRefused.
+
+        `threads`: those that torch uses for (prefill, decode) while attached; None: as they are set.
+        """
         from lengthwise.core.attach import Run
 
-        return Run(self, model)
+        return Run(self, model, threads)
 
 
 def stack(text: str | Method | Sequence[Method] | Stack) -> Stack:
@@ -89,7 +92,8 @@ def explain(text: str, model: ModelFacts | None = None) -> dict[str, Any]:
         ("position", "the block's keys are rotated for every frame and added"),
         ("select", "which held slots the block sees; selections intersect"),
         ("blocks", "and which blocks of them each group of heads sees"),
-        ("observe", "the softmax weights pass by"),
+        ("score", "the block's scores become weights"),
+        ("observe", "the weights pass by"),
         ("format", "tokens that left the hot part are coded"),
         ("tier", "and moved to their tier"),
     ]

@@ -39,8 +39,9 @@ def attend(session: Session, block: Block, scale: float, softcap: float | None) 
     receipt = session.run.ledger.layers[block.slot.index]
     tokens = torch.arange(block.start, block.start + count)
     rope = session.run.rope_at(session.end - pad) if plan.rotates_on_read else plan.rope
-    if plan.position is not None and (factor := plan.position.query_factor(session.run.facts, tokens)) is not None:
-        q = q * factor.to(q)[:, None]
+    if plan.position is not None:
+        factor = plan.position.query_factor(session.run.facts, tokens, block.slot.index)
+        q = q if factor is None else q * factor.to(q)[:, None]
     view = View(block.slot.index, session.run.facts, kv, q, tokens, scale, rope, receipt, softcap)
     view.raw = plan.raw
     view.ends_pass = block.start + count == session.end - pad
@@ -60,8 +61,14 @@ def attend(session: Session, block: Block, scale: float, softcap: float | None) 
     extras = []
     for method in plan.selects:
         view.state = session.states[view.layer, row, method.spec.name]
-        extras += method.extras(view)
-    scorer = Scorer(view, rotate, slot_positions, plan.rotates_on_read, _lists(session, plan, view, row))
+        found = method.extras(view)
+        session.run.ledger.acted[method.spec.name] += bool(found)
+        extras += found
+    scorer = Scorer(view, rotate, slot_positions, plan.rotates_on_read, _lists(session, plan, view, row), plan.scores)
+    if plan.scores is not None:
+        session.run.ledger.consulted[plan.scores.spec.name] += 1
+        session.run.ledger.acted[plan.scores.spec.name] += 1
+        view.state = session.states[view.layer, row, plan.scores.spec.name]
     out, lse = scorer.score(seen, extras)
     _observe(session, plan, scorer, row, seen, lse)
     kv.settle()
@@ -82,7 +89,7 @@ def _evict(session: Session, plan: LayerPlan, view: View, row: int) -> None:
     view.state = session.states[view.layer, row, plan.keeps.spec.name]
     slots = plan.keeps.keep(view)
     session.run.ledger.consulted[plan.keeps.spec.name] += 1
-    if slots is not None and len(slots) < kv.n:
+    if slots is not None and slots.shape[-1] < kv.n:
         kv.keep(slots)
         if plan.in_cache:
             kv.rotate_again(plan.rope.rotate)
@@ -124,12 +131,13 @@ def _observe(session: Session, plan: LayerPlan, scorer: Scorer, row: int, seen: 
     watch = session.watch if plan.kind == "full" else None
     if not wanting and watch is None:
         return
-    if watch is None:
+    if watch is None and plan.scores is None:
         pieces = [p for p in pieces if any(o.wants(p.frame) for o in wanting)]
     for piece, weights in scorer.weigh(pieces, lse):
         slots = piece.indices()
-        for observer in wanting:
+        for observer in [o for o in wanting if o.wants(piece.frame)]:
             view.state = session.states[view.layer, row, observer.spec.name]
             observer.observe(view, piece.frame, slots, weights)
         if watch is not None:
-            watch.add(row, view.kv.positions[slots], weights)
+            places = view.kv.head_positions[:, slots] if view.kv.heads_differ else view.kv.positions[slots]
+            watch.add(row, places, weights)

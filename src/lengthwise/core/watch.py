@@ -49,10 +49,16 @@ class Watch:
         self.mass: dict[int, Tensor] = {}
 
     def add(self, row: int, positions: Tensor, weights: Tensor) -> None:
-        """Weights [Hq, C, S] on positions [S]."""
+        """Weights [Hq, C, S] on positions [S], or [Hkv, S] where key heads hold different tokens."""
         mass = self.mass.get(row, torch.empty(0))
-        top = int(positions[-1]) + 1
+        top = int(positions[..., -1].max()) + 1
         if top > len(mass):
             mass = torch.cat([mass, torch.zeros(max(top, 2 * len(mass)) - len(mass))])
-        mass.index_add_(0, positions, weights.amax(0).sum(0).float().cpu())
+        if positions.dim() == 1:
+            mass.index_add_(0, positions, weights.amax(0).sum(0).float().cpu())
+        else:
+            heads, rows = positions.shape[0], weights.shape[1]
+            strongest = weights.unflatten(0, (heads, -1)).amax(1).transpose(0, 1).flatten(1).float().cpu()
+            places = positions.flatten().expand(rows, -1)
+            mass[:top] += torch.zeros(rows, top).scatter_reduce_(1, places, strongest, "amax").sum(0)
         self.mass[row] = mass

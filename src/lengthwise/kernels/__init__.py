@@ -9,6 +9,8 @@ from lengthwise.kernels.attend import BlockLists, Coded, attend
 from lengthwise.kernels.decode import decode
 from lengthwise.kernels.fused import add_rms_norm, rms_norm, rotary, silu_mul
 from lengthwise.kernels.library import backend, describe
+from lengthwise.kernels.linear import linear
+from lengthwise.kernels.mass import block_mass
 from lengthwise.kernels.summary import Summary, representatives, summarize, top_blocks
 
 __all__ = [
@@ -18,8 +20,10 @@ __all__ = [
     "add_rms_norm",
     "attend",
     "backend",
+    "block_mass",
     "decode",
     "describe",
+    "linear",
     "representatives",
     "rms_norm",
     "rotary",

@@ -23,6 +23,7 @@ STATUSES: tuple[Status, ...] = ("works", "part", "planned", "not covered")
 
 SERVED_ELSEWHERE: dict[int, tuple[str, str]] = {
     30: ("lengthwise plan", "tests/oracle/test_cost.py"),
+    91: ("lengthwise edit", "tests/oracle/test_edit.py"),
     120: ("lengthwise plan", "tests/oracle/test_cost.py"),
     161: ("lengthwise metrics checklist", "tests/oracle/test_metric_layers.py"),
     189: ("lengthwise metrics win-rate", "tests/oracle/test_metric_layers.py"),
@@ -39,7 +40,16 @@ PARTIAL: dict[int, str] = {
     163: "fits: answers, and the share of clues found by shared words; left out: the judge of the reasoning",
     172: "fits: generated conversations, and questions on them; left out: event summaries, images, open questions",
     189: "fits: the controlled win rate on judgements of yours; left out: fitting difficulties over many models",
-    178: "fits: linear, NTK and YaRN scaling; left out for now: the truncated basis that the paper proposes",
+    23: "fits: the repeated prompt; left out: recurrent models, and prefix linear attention",
+    29: "fits: the syntax-tree splitter, encoding by words or hidden states, aggregation; left out: trained encoders",
+    72: "fits: streaming heads, page selection and its reuse; left out: freeing their keys, 4-bit GPU kernels",
+    115: "fits: retrieve, then reason, by prompts; left out: the training that aligns a model with both steps",
+    173: "fits: the dynamics, fitted to a frozen model; left out: training the model along with them",
+    177: "fits: dual chunk attention with its scaling, sparse budgets by recall; left out: both at once, and training",
+    191: "fits: the rule for the base; left out: masked diffusion models, which it was made for",
+    194: "fits: the base and the scaled logits; left out: the training on a hundred samples",
+    230: "fits: spans mixed by layer at inference; left out: training with them",
+    266: "fits: the adjusted base; left out: the continued training",
 }
 """Papers that fit in full but are served in part so far: paper id -> what is missing."""
 

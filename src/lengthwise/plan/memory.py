@@ -9,7 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -17,7 +17,7 @@ from lengthwise.core.arena import Disk, Lru
 from lengthwise.core.attach import CHUNK
 from lengthwise.core.facts import LayerKind, ModelFacts
 from lengthwise.core.plan import LayerPlan
-from lengthwise.core.seams import Blocks, Keeps, Probe, Prompts, Selects
+from lengthwise.core.seams import Blocks, Keeps, Look, Probe, Prompts, Selects
 from lengthwise.core.session import BLOCK
 from lengthwise.core.stack import Stack
 from lengthwise.core.store import _SLACK, Layout
@@ -49,9 +49,11 @@ def passes(stack: Stack, facts: ModelFacts, length: int) -> list[tuple[int, int]
     if method is None:
         return [(length, 1)]
     limit = max(1, facts.window - ANSWER) if facts.window else length
+    if (known := method.passes(length, limit)) is not None:
+        return known
     counted = min(length, SIMULATED)
     sizes = Counter(b - a for a, b in method.segments(counted, limit))
-    choice = method.choose(counted, limit, lambda a, b: Probe(torch.zeros(1), torch.zeros(1)))
+    choice = method.choose(counted, limit, cast(Look, lambda a, b: Probe(torch.zeros(1), torch.zeros(1))))
     times = length / counted
     read = [(size, math.ceil(count * times)) for size, count in sorted(sizes.items())]
     return [*read, (sum(b - a for a, b in choice.spans), 1)]

@@ -19,7 +19,7 @@ from lengthwise.errors import BadParameter
 from lengthwise.models import cache_dir
 
 FILE = "roofline.json"
-FORMAT = 1
+FORMAT = 2
 BUDGET = 0.3  # seconds for one probe
 
 
@@ -27,8 +27,8 @@ BUDGET = 0.3  # seconds for one probe
 class Rates:
     """Measured ceilings in one dtype.
 
-    `matmul` and `attention` (SDPA over a square block) in FLOP/s; `weights` (a matrix times one vector, as in a
-    decoding step) and `keys` (SDPA of one query over a long cache) in bytes read a second.
+    `matmul` and `attention` (the kernel that runs here, causal) in FLOP/s; `weights` (a matrix times one vector, as in
+    a decoding step) and `keys` (one query over a long cache) in bytes read a second.
     """
 
     matmul: float
@@ -39,13 +39,17 @@ class Rates:
 
 @dataclass(frozen=True)
 class Roofline:
-    """The ceilings of one device. `bandwidth` is plain reading of memory, bytes/s; `machine` says what was measured."""
+    """The ceilings of one device. `bandwidth` is plain reading of memory, bytes/s; `machine` says what was measured.
+
+    `threads` are those with which prefill and decode were fastest; None on a device without threads of ours.
+    """
 
     device: str
     machine: str
     bandwidth: float
     float32: Rates
     bfloat16: Rates
+    threads: tuple[int, int] | None = None
 
     def rates(self, dtype: str) -> Rates:
         """The rates for 'float32' or 'bfloat16' ('float16' is taken as bfloat16). Raises BadParameter."""
@@ -55,11 +59,12 @@ class Roofline:
 
 
 def measure(device: str = "cpu") -> Roofline:
-    """Measure the device now; medians over about three seconds. Raises BadParameter for a device that is not there."""
+    """Measure the device now; medians over a few seconds. Raises BadParameter for a device that is not there."""
     import torch
 
     _check(device)
     big = torch.cuda.is_available() and torch.device(device).type == "cuda"
+    threads = _threads() if torch.device(device).type == "cpu" else None
     block = torch.ones(2**28 if big else 2**26, dtype=torch.float32, device=device)  # 1 GiB or 256 MiB
     bandwidth = block.nbytes / _seconds(block.sum, device)
     del block
@@ -69,6 +74,7 @@ def measure(device: str = "cpu") -> Roofline:
         bandwidth=bandwidth,
         float32=_rates(torch.float32, device, big),
         bfloat16=_rates(torch.bfloat16, device, big),
+        threads=threads,
     )
 
 
@@ -78,16 +84,21 @@ def load_or_measure(device: str = "cpu") -> Roofline:
     A cache that cannot be read or written costs a new measurement, nothing else.
     """
     _check(device)
-    path, key = cache_dir() / FILE, _key(device)
-    known = _read(path)
-    try:
-        found = known[key]
-        return Roofline(**{**found, "float32": Rates(**found["float32"]), "bfloat16": Rates(**found["bfloat16"])})
-    except (KeyError, TypeError):
-        pass
+    if (found := _kept(device)) is not None:
+        return found
     result = measure(device)
-    _write(path, {**known, key: asdict(result)})
+    path = cache_dir() / FILE
+    _write(path, {**_read(path), _key(device): asdict(result)})
     return result
+
+
+def measured_threads(model: Any) -> tuple[int, int] | None:
+    """The threads with which (prefill, decode) were fastest on this CPU; None where `lengthwise plan` never measured.
+
+    None too for a `model` that is elsewhere than on the CPU.
+    """
+    found = _kept("cpu") if model.device.type == "cpu" else None
+    return found.threads if found is not None else None
 
 
 def machine(device: str = "cpu") -> str:
@@ -102,10 +113,48 @@ def machine(device: str = "cpu") -> str:
     return f"{_cpu_model()}, {threads} threads of {cores} cores, torch {torch.__version__}"
 
 
+def _kept(device: str) -> Roofline | None:
+    """The measurement in the user's cache, if there is one for this machine and device."""
+    try:
+        found = _read(cache_dir() / FILE)[_key(device)]
+        rates = {dtype: Rates(**found[dtype]) for dtype in ("float32", "bfloat16")}
+        return Roofline(**{**found, **rates, "threads": found["threads"] and tuple(found["threads"])})
+    except (KeyError, TypeError):
+        return None
+
+
+def _threads() -> tuple[int, int]:
+    """The numbers of threads, up to torch's, with which a matrix product and a matrix times a vector take least time.
+
+    Fewer threads win where more are not at least a twentieth faster: they leave the rest of the machine alone.
+    """
+    import torch
+    from torch.nn.functional import linear
+
+    most = torch.get_num_threads()
+    counts = sorted({*(2**i for i in range(most.bit_length())), most})
+    square = torch.ones(1024, 1024, dtype=torch.bfloat16)
+    weight = torch.ones(8192, 8192, dtype=torch.bfloat16)
+    best = []
+    try:
+        for rows in (square, weight[:1]):
+            taken = {}
+            for count in counts:
+                torch.set_num_threads(count)
+                taken[count] = _seconds(partial(linear, rows, square if rows is square else weight), "cpu")
+            enough = min(taken.values()) * 1.05
+            best.append(next(count for count in counts if taken[count] <= enough))
+    finally:
+        torch.set_num_threads(most)
+    return best[0], best[1]
+
+
 def _rates(dtype: Any, device: str, big: bool) -> Rates:
     """Probe one dtype. Sizes: well past the caches, and small enough to take milliseconds."""
     import torch
     from torch.nn.functional import linear, scaled_dot_product_attention
+
+    from lengthwise import kernels
 
     side, tokens, held = (8192, 4096, 131_072) if big else (1024, 1024, 16_384)
     square = torch.rand(side, side, device=device).to(dtype)
@@ -116,12 +165,17 @@ def _rates(dtype: Any, device: str, big: bool) -> Rates:
     del weight
     heads, dim = 8, 64
     block = torch.rand(1, heads, tokens, dim, device=device).to(dtype)
-    attention = (
-        4 * heads * tokens**2 * dim / _seconds(lambda: scaled_dot_product_attention(block, block, block), device)
-    )
     cached = torch.rand(1, heads, held, dim, device=device).to(dtype)
-    one = block[:, :, :1]
-    keys = 2 * cached.nbytes / _seconds(lambda: scaled_dot_product_attention(one, cached, cached), device)
+    one, at = block[:, :, :1], torch.arange(tokens)
+    attend: Callable[[], Any] = partial(scaled_dot_product_attention, block, block, block, is_causal=True)
+    look: Callable[[], Any] = partial(scaled_dot_product_attention, one, cached, cached)
+    if kernels.backend(device) == "cpu":
+        attend = partial(
+            kernels.attend, (block[0],), (block[0],), block[0], q_positions=at, k_positions=at, scale=dim**-0.5
+        )
+        look = partial(kernels.decode, one[0, :, 0], cached[0], cached[0], length=held, scale=dim**-0.5)
+    attention = 2 * heads * tokens**2 * dim / _seconds(attend, device)
+    keys = 2 * cached.nbytes / _seconds(look, device)
     return Rates(matmul=matmul, attention=attention, weights=weights, keys=keys)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -13,6 +12,7 @@ from lengthwise.core.facts import ModelFacts
 from lengthwise.core.frames import UNROTATED, Frame, at
 from lengthwise.core.seams import Positions
 from lengthwise.core.spec import Method, Spec, param
+from lengthwise.position._scaling import logn
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,6 @@ class Rerope(Positions):
         """Near: as it is. Far: query at the window, key at 0."""
         return Frame(high=self.window), Frame(low=self.window, query=at(self.window), key=UNROTATED)
 
-    def query_factor(self, facts: ModelFacts, positions: Tensor) -> Tensor | None:
+    def query_factor(self, facts: ModelFacts, positions: Tensor, layer: int) -> Tensor | None:
         """The log-n factor [C], if asked for."""
-        if not self.logn:
-            return None
-        return ((positions + 1).float().log() / math.log(facts.window)).clamp(min=1.0)
+        return logn(facts, positions) if self.logn else None

@@ -16,8 +16,9 @@ from lengthwise.kernels.attend.naive import Result
 from lengthwise.kernels.library import Coded, Lane
 
 MAX_FRAMES, MAX_RULES, MAX_DIM = 4, 8, 256
-_POINTERS = ("q_positions", "k_positions", "offsets", "blocks", "out", "lse")
-_COUNTS = ("heads", "kv_heads", "rows", "slots", "dim", "value_dim", "groups", "query_block", "listed", "pairs")
+_POINTERS = ("q_positions", "k_positions", "offsets", "blocks", "column_offsets", "columns", "out", "lse")
+_SIZES = ("heads", "kv_heads", "rows", "slots", "dim", "value_dim")
+_LISTS = ("groups", "query_block", "listed", "columned")
 
 
 class _Args(ctypes.Structure):
@@ -31,7 +32,7 @@ class _Args(ctypes.Structure):
         ("high", ctypes.c_int64 * MAX_FRAMES),
         ("window", ctypes.c_int64 * MAX_RULES),
         ("sinks", ctypes.c_int64 * MAX_RULES),
-        *((name, ctypes.c_int64) for name in _COUNTS),
+        *((name, ctypes.c_int64) for name in (*_SIZES, *_LISTS, "pairs")),
         ("scale", ctypes.c_float),
         ("softcap", ctypes.c_float),
         *((name, ctypes.c_int32) for name in ("frames", "rules", "threads", "out_dtype")),
@@ -70,6 +71,10 @@ def attend(
         offsets, blocks = lists.offsets.contiguous(), lists.blocks.contiguous()
         args.offsets, args.blocks = offsets.data_ptr(), blocks.data_ptr()
         args.groups, args.query_block, args.listed = len(offsets), lists.query_block, len(blocks)
+        if lists.columns is not None and lists.column_offsets is not None:
+            columns, column_offsets = lists.columns.contiguous(), lists.column_offsets.contiguous()
+            args.columns, args.column_offsets = columns.data_ptr(), column_offsets.data_ptr()
+            args.columned = len(columns)
     for i, (low, high) in enumerate(frames):
         args.low[i], args.high[i] = max(low, 0), min(high, FAR)
     for i, (window, sinks) in enumerate(rules):

@@ -16,6 +16,7 @@ from torch.nn.attention.flex_attention import BlockMask
 
 from lengthwise.core import attend as partials
 from lengthwise.core.frames import FAR
+from lengthwise.kernels.attend import naive
 from lengthwise.kernels.attend.lists import SLOTS, BlockLists
 from lengthwise.kernels.attend.naive import Result
 from lengthwise.kernels.library import Coded
@@ -38,6 +39,9 @@ def attend(
     threads: int | None = None,
 ) -> Result:
     """As `lengthwise.kernels.attend`. Codes are decoded first; a NaN among the values counts as 0."""
+    if lists is not None and lists.columns is not None:  # a BlockMask has no single slots
+        return naive.attend(q, k, v, q_positions=q_positions, k_positions=k_positions, lists=lists, frames=frames,
+                            rules=rules, scale=scale, softcap=softcap)  # fmt: skip
     (heads, rows, _), slots, device = q[0].shape, v.shape[1], q[0].device
     blocks = -(-slots // SLOTS)
     tile = lists.query_block if lists is not None else _TILE

@@ -62,7 +62,7 @@ def listed(lists: BlockLists | None, heads: int, start: int, stop: int, slots: i
     """Whether the lists let a head's queries start..stop see a slot: bool [heads, stop - start, slots]."""
     if lists is None:
         return torch.ones(heads, stop - start, slots, dtype=torch.bool)
-    mask = lists.mask(-(-slots // SLOTS)).repeat_interleave(SLOTS, 2)[:, :, :slots]
+    mask = lists.mask(-(-slots // SLOTS)).repeat_interleave(SLOTS, 2)[:, :, :slots] | lists.column_mask(slots)
     mask = mask[:, torch.arange(start, stop) // lists.query_block]
     return mask.repeat_interleave(heads // len(mask), 0)
 

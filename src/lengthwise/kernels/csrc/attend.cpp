@@ -5,11 +5,11 @@
 // One unit of work is a tile of 64 queries of some heads of a GQA group: a key block is packed once for all of them.
 #include "attend_args.h"
 #include "attend_pack.h"
+#include "scores.h"
 
 namespace {
 
-constexpr float kLog2e = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
-constexpr float kNever = -1e30f;  // running maximum of a query that has seen no key
+constexpr float kLn2 = 0.6931471805599453f;
 constexpr float kSlack = 8.f;     // the maximum may lag by 2^8 before sums are rescaled: that is rare, and exact
 
 // Where the pieces of a thread's scratch lie, in bytes.
@@ -45,36 +45,6 @@ struct Layout {
     return at;
   }
 };
-
-template <class Unit, bool Add>
-LW_INLINE void multiply(const Unit* a, int64_t lda, const Unit* b, float* c, int64_t rows, int64_t cols, int64_t depth) {
-#if LW_TILES
-  if constexpr (Packing<Unit>::kTiled) return tile_gemm<Add>(a, lda, b, c, rows, cols, depth);
-#endif
-  gemm<!Add, Add>(a, lda, b, c, rows, cols, depth);  // keys come by rows, values by columns
-}
-
-// Scores to tanh(score * factor).
-inline void cap_scores(float* scores, int64_t cols, float factor) {
-  for (int64_t s = 0; s < kSlots; s++)
-    for (int64_t c = 0; c < cols; c += W) {
-      float* at = scores + s * kCols + c;
-      store(at, tanhv(load(at) * factor));
-    }
-}
-
-// Scores outside their range to -inf.
-inline void mask_scores(float* scores, const Range* range, int64_t cols) {
-  for (int64_t s = 0; s < kSlots; s++) {
-    if (range[s].first == 0 && range[s].stop >= cols) continue;
-    for (int64_t c = 0; c < cols; c += W) {
-      const IVec lane = lanes() + (int32_t)c;
-      const IVec inside = (lane >= range[s].first) & (lane < range[s].stop);
-      float* at = scores + s * kCols + c;
-      store(at, select(inside, load(at), splat(-INFINITY)));
-    }
-  }
-}
 
 LW_INLINE void store_weights(float* to, int64_t s, int64_t c, Vec even, Vec odd) {
   store(to + s * kCols + c, even);
@@ -138,10 +108,18 @@ inline void finish(const AttendArgs& a, int64_t head, int64_t first, int64_t n, 
   }
 }
 
+// What a tile reads: blocks (of all slots in order where `block` is null), then single slots.
+struct Listed {
+  const int32_t* block;
+  int64_t blocks;
+  const int32_t* column;
+  int64_t columns;
+};
+
 // The tile of queries from `first` of heads [head, head + heads), which share KV head and list.
 template <class Unit>
 int64_t attend_tile(const AttendArgs& a, const Layout<Unit>& at, char* scratch, int64_t head, int64_t heads,
-                    int64_t first, const int32_t* list, int64_t listed) {
+                    int64_t first, const Listed& list) {
   typedef Packing<Unit> P;
   const int64_t n = least(kCols, a.rows - first), cols = (n + W - 1) / W * W;
   const int64_t kv_head = head / (a.heads / a.kv_heads), depth = P::depth(a.dim);
@@ -151,7 +129,7 @@ int64_t attend_tile(const AttendArgs& a, const Layout<Unit>& at, char* scratch, 
   Unit *keys = (Unit*)(scratch + at.keys), *values = (Unit*)(scratch + at.values);
   Unit* weights = (Unit*)(scratch + at.weights);
   const float factor = (a.softcap > 0 ? a.softcap : a.scale) * kLog2e;
-  const int64_t *q_positions = a.q_positions + first, *k_positions = a.k_positions;
+  const int64_t* q_positions = a.q_positions + first;
 
   for (int64_t h = 0; h < heads; h++)
     for (int f = 0; f < a.frames; f++)
@@ -160,20 +138,33 @@ int64_t attend_tile(const AttendArgs& a, const Layout<Unit>& at, char* scratch, 
   memset(o, 0, heads * at.o_size);
 
   int64_t pairs = 0;
-  for (int64_t i = 0; i < listed; i++) {
-    const int64_t token = (list ? list[i] : i) * kSlots, kn = least(kSlots, a.slots - token);
-    if (!list && k_positions[token] > q_positions[n - 1]) break;  // positions ascend: the rest lies ahead
+  for (int64_t i = 0; i < list.blocks + (list.columns + kSlots - 1) / kSlots; i++) {
+    int32_t slots[kSlots];
+    int64_t at_columns[kSlots];
+    const int64_t* k_positions = at_columns;
+    int64_t kn;
+    if (i < list.blocks) {
+      const int64_t token = (list.block ? list.block[i] : i) * kSlots;
+      k_positions = a.k_positions + token;
+      kn = least(kSlots, a.slots - token);
+      if (!list.block && k_positions[0] > q_positions[n - 1]) break;  // positions ascend: the rest lies ahead
+      for (int64_t s = 0; s < kn; s++) slots[s] = (int32_t)(token + s);
+    } else {
+      const int64_t from = (i - list.blocks) * kSlots;
+      kn = least(kSlots, list.columns - from);
+      for (int64_t s = 0; s < kn; s++) slots[s] = list.column[from + s], at_columns[s] = a.k_positions[slots[s]];
+    }
     Sight seen[kMaxFrames];
     Range range[kMaxFrames][kSlots];
     bool live[kSlots] = {}, needed = false;
     for (int f = 0; f < a.frames; f++) {
-      seen[f] = sight(a, f, q_positions, n, k_positions + token, kn);
+      seen[f] = sight(a, f, q_positions, n, k_positions, kn);
       if (seen[f] == kNone) continue;
       if (seen[f] == kAll && kn == kSlots) {
         pairs += heads * n * kn;
         memset(live, true, sizeof live);
       } else {
-        const int64_t found = ranges(a, f, q_positions, n, k_positions + token, kn, range[f]);
+        const int64_t found = ranges(a, f, q_positions, n, k_positions, kn, range[f]);
         seen[f] = found ? kSome : kNone;
         pairs += heads * found;
         for (int64_t s = 0; s < kSlots; s++) live[s] |= range[f][s].stop > 0;
@@ -181,10 +172,10 @@ int64_t attend_tile(const AttendArgs& a, const Layout<Unit>& at, char* scratch, 
       needed |= seen[f] != kNone;
     }
     if (!needed) continue;
-    P::values(a.v, kv_head, token, a.value_dim, live, values, (Unit*)(scratch + at.swap));
+    P::values(a.v, kv_head, slots, a.value_dim, live, values, (Unit*)(scratch + at.swap));
     for (int f = 0; f < a.frames; f++) {
       if (seen[f] == kNone) continue;
-      pack_keys(a.k[f], kv_head, token, kn, a.dim, keys);
+      pack_keys(a.k[f], kv_head, slots, kn, a.dim, keys);
       for (int64_t h = 0; h < heads; h++) {
         const Unit* q = (const Unit*)(scratch + at.q + (h * a.frames + f) * at.q_size);
         float* oh = o + h * (at.o_size / sizeof(float));
@@ -228,8 +219,15 @@ int32_t attend_all(AttendArgs& a) {
     return LW_NO_MEMORY;
   }
   const int64_t rows_of_lists = a.offsets ? (a.rows + a.query_block - 1) / a.query_block + 1 : 0;
-  auto list_of = [&](int64_t head, int64_t tile) {  // where this head's list of this tile begins in `offsets`
-    return a.offsets + head * a.groups / a.heads * rows_of_lists + tile * kCols / a.query_block;
+  auto list_of = [&](int64_t head, int64_t tile) {
+    if (!a.offsets) return Listed{nullptr, blocks, nullptr, 0};
+    const int64_t at = head * a.groups / a.heads * rows_of_lists + tile * kCols / a.query_block;
+    Listed list = {a.blocks + a.offsets[at], a.offsets[at + 1] - a.offsets[at], nullptr, 0};
+    if (a.column_offsets) {
+      list.column = a.columns + a.column_offsets[at];
+      list.columns = a.column_offsets[at + 1] - a.column_offsets[at];
+    }
+    return list;
   };
   int64_t filled = 0, ahead = 0;  // `ahead`: slots at or before the last query of a tile
   for (int64_t tile = 0; tile < tiles; tile++) {
@@ -237,8 +235,8 @@ int32_t attend_all(AttendArgs& a) {
     while (ahead < a.slots && a.k_positions[ahead] <= last) ahead++;
     for (int64_t head = 0; head < a.heads;) {
       const int64_t heads = least(layout.heads, group - head % group);
-      const int64_t* offset = a.offsets ? list_of(head, tile) : nullptr;
-      work[filled++] = {heads * (offset ? offset[1] - offset[0] : ahead / kSlots), head, heads, tile};
+      const Listed list = list_of(head, tile);
+      work[filled++] = {heads * (a.offsets ? list.blocks + list.columns / kSlots : ahead / kSlots), head, heads, tile};
       head += heads;
     }
   }
@@ -252,9 +250,8 @@ int32_t attend_all(AttendArgs& a) {
 #pragma omp for schedule(dynamic, 1)
     for (int64_t i = 0; i < filled; i++) {
       const Work& w = work[i];
-      const int64_t* offset = a.offsets ? list_of(w.head, w.tile) : nullptr;
       pairs += attend_tile<Unit>(a, layout, scratch + thread_number() * layout.bytes, w.head, w.heads, w.tile * kCols,
-                                 offset ? a.blocks + offset[0] : nullptr, offset ? offset[1] - offset[0] : blocks);
+                                 list_of(w.head, w.tile));
     }
 #if LW_TILES
     tiles_end();

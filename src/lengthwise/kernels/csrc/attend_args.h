@@ -3,7 +3,7 @@
 #include <cstdlib>
 
 #include "dtype.h"
-#include "gemm.h"
+#include "scores.h"
 
 namespace {
 
@@ -15,12 +15,14 @@ struct AttendArgs {
   const int64_t *q_positions, *k_positions;  // ascending
   const int64_t* offsets;                    // [groups, query blocks + 1], null: every block
   const int32_t* blocks;                     // [listed]
+  const int64_t* column_offsets;             // as offsets, null: none
+  const int32_t* columns;                    // [columned] slots, ascending in every list, outside its blocks
   void* out;                                 // [heads, rows, value_dim], contiguous
   float* lse;                                // [heads, rows]
   int64_t low[kMaxFrames], high[kMaxFrames];
   int64_t window[kMaxRules], sinks[kMaxRules];
   int64_t heads, kv_heads, rows, slots, dim, value_dim;
-  int64_t groups, query_block, listed;
+  int64_t groups, query_block, listed, columned;
   int64_t pairs;  // result
   float scale, softcap;  // softcap 0: none
   int32_t frames, rules, threads, out_dtype;
@@ -31,10 +33,10 @@ inline int32_t check_lists(const AttendArgs& a) {
   int64_t* last = (int64_t*)malloc((ids + 1) * sizeof(int64_t));  // the last list that named a block
   if (!last) return LW_NO_MEMORY;
   for (int64_t i = 0; i < ids; i++) last[i] = -1;
-  int64_t at = 0;
+  int64_t at = 0, column = 0;
   int32_t error = LW_OK;
   for (int64_t i = 0; i < a.groups * lists && !error; i++) {
-    const int64_t* offset = a.offsets + i / lists * (lists + 1) + i % lists;
+    const int64_t place = i / lists * (lists + 1) + i % lists, *offset = a.offsets + place;
     if (offset[0] != at || offset[1] < at || offset[1] > a.listed) {
       error = LW_BAD_OFFSETS;
       break;
@@ -48,8 +50,18 @@ inline int32_t check_lists(const AttendArgs& a) {
       else
         last[id] = i;
     }
+    if (error || !a.column_offsets) continue;
+    offset = a.column_offsets + place;
+    if (offset[0] != column || offset[1] < column || offset[1] > a.columned) error = LW_BAD_OFFSETS;
+    for (; !error && column < offset[1]; column++) {
+      const int32_t slot = a.columns[column];
+      if (slot < 0 || slot >= a.slots)
+        error = LW_BAD_BLOCK;
+      else if (last[slot / kSlots] == i || (column > offset[0] && slot <= a.columns[column - 1]))
+        error = LW_REPEATED;
+    }
   }
-  if (!error && at != a.listed) error = LW_BAD_OFFSETS;
+  if (!error && (at != a.listed || column != (a.column_offsets ? a.columned : 0))) error = LW_BAD_OFFSETS;
   free(last);
   return error;
 }
@@ -73,11 +85,6 @@ inline int32_t check(const AttendArgs& a) {
     return LW_BAD_SHAPE;
   return check_lists(a);
 }
-
-// The queries [first, stop) of a tile that see a slot: positions ascend, so they are always a range.
-struct Range {
-  int32_t first, stop;
-};
 
 enum Sight { kNone, kSome, kAll };
 

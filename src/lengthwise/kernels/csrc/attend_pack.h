@@ -21,13 +21,14 @@ struct Packing<float> {
   }
 
   // Values [slot][channel], those of dead slots zero.
-  static void values(const LwLane& x, int64_t head, int64_t token, int64_t dim, const bool* live, float* to, float*) {
+  static void values(const LwLane& x, int64_t head, const int32_t* slots, int64_t dim, const bool* live, float* to,
+                     float*) {
     const int64_t wide = value_rows(dim);
     for (int64_t s = 0; s < kSlots; s++) {
       float* at = to + s * wide;
       at[wide - 1] = 0;
       if (live[s])
-        load_row(x, head, token + s, dim, at);
+        load_row(x, head, slots[s], dim, at);
       else
         memset(at, 0, wide * sizeof(float));
     }
@@ -58,7 +59,7 @@ struct Packing<Pair> {
   }
 
   // Pairs of slots: [slot pair][channel], or [channel][slot pair] for tiles. Values of dead slots are zero.
-  static void values(const LwLane& x, int64_t head, int64_t token, int64_t dim, const bool* live, Pair* to,
+  static void values(const LwLane& x, int64_t head, const int32_t* slots, int64_t dim, const bool* live, Pair* to,
                      Pair* scratch) {
     static const uint16_t nothing[256] = {};
     const int64_t wide = value_rows(dim);
@@ -69,10 +70,10 @@ struct Packing<Pair> {
       for (int i = 0; i < 2; i++) {
         at[i] = nothing;
         if (!live[s + i]) continue;
-        at[i] = (const uint16_t*)x.data + head * x.head + (token + s + i) * x.token;
+        at[i] = (const uint16_t*)x.data + head * x.head + slots[s + i] * x.token;
         if (x.dtype == LW_BF16) continue;
         float values[256];
-        load_row(x, head, token + s + i, dim, values);
+        load_row(x, head, slots[s + i], dim, values);
         store_row(LW_BF16, rows[i], values, dim);
         at[i] = rows[i];
       }
@@ -108,11 +109,11 @@ void pack_queries(const LwLane& x, int64_t head, int64_t token, int64_t n, int64
   }
 }
 
-// Keys of one block by rows: to[slot][unit]. Rows beyond n are zero.
+// The keys of `n` slots by rows: to[slot][unit]. Rows beyond n are zero.
 template <class Unit>
-void pack_keys(const LwLane& x, int64_t head, int64_t token, int64_t n, int64_t dim, Unit* to) {
+void pack_keys(const LwLane& x, int64_t head, const int32_t* slots, int64_t n, int64_t dim, Unit* to) {
   const int64_t depth = Packing<Unit>::depth(dim);
-  for (int64_t s = 0; s < n; s++) Packing<Unit>::row(x, head, token + s, dim, to + s * depth);
+  for (int64_t s = 0; s < n; s++) Packing<Unit>::row(x, head, slots[s], dim, to + s * depth);
   memset(to + n * depth, 0, (kSlots - n) * depth * sizeof(Unit));
 }
 
