@@ -30,7 +30,8 @@ def runtime(cxx: str, name: str) -> str | None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("op", "isa"),
-    [("attend", "tiles")] + [(op, isa) for op in ("attend", "decode", "summary", "fused", "linear") for isa in ISAS],
+    [("attend", "tiles")]
+    + [(op, isa) for op in ("attend", "decode", "summary", "fused", "linear", "mass") for isa in ISAS],
 )
 def test_sanitized(op: str, isa: str, tmp_path: Path) -> None:
     cxx = build.compiler()
@@ -88,6 +89,8 @@ def attend(d: Draw) -> None:
     lists = None
     if groups := d.pick(0, 1, kv, kv * ratio):
         lists = BlockLists.of(d.flags(groups, -(-rows // 64), -(-slots // 64)))
+        if d.pick(False, True) and slots:
+            lists = lists.with_columns(d.flags(groups, -(-rows // 64), slots))
     kernels.attend(
         [d.tensor(kv * ratio, rows, dim, dtype=dtype) for _ in range(frames)],
         [lane(kv, slots, dim) for _ in range(frames)],
@@ -159,6 +162,20 @@ def linear(d: Draw) -> None:
     kernels.linear(x, weight, d.pick(None, d.tensor(rows, dtype=dtype)), threads=d.pick(1, 2))
 
 
+def mass(d: Draw) -> None:
+    kv, ratio, rows, slots = d.pick(1, 2), d.pick(1, 3), d.pick(1, 15, 64, 65, 130), d.pick(0, 1, 63, 64, 65, 200, 700)
+    dim, dtype = d.pick(1, 16, 31, 64, 80, 256), d.pick(*DTYPES)
+    kernels.block_mass(
+        d.tensor(kv * ratio, rows, dim, dtype=dtype),
+        d.tensor(kv, slots, dim, dtype=dtype),
+        q_positions=torch.arange(rows) + d.pick(0, slots),
+        k_positions=torch.arange(slots),
+        scale=0.3,
+        softcap=d.pick(None, 4.0),
+        threads=d.pick(1, 2),
+    )
+
+
 def main(path: str, op: str, isa: str) -> None:
     """Runs in a process of its own."""
     loaded = ctypes.CDLL(path)
@@ -170,7 +187,9 @@ def main(path: str, op: str, isa: str) -> None:
 
     library.function = function
     for seed in range(CASES):
-        {"attend": attend, "decode": decode, "summary": summary, "fused": fused, "linear": linear}[op](Draw(seed))
+        {"attend": attend, "decode": decode, "summary": summary, "fused": fused, "linear": linear, "mass": mass}[op](
+            Draw(seed)
+        )
     assert called, "no compiled kernel was called"
     print(f"{CASES} cases")
 
