@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # Every position and reading method at 1x to 16x of the window that pocket-reader was trained on (512 tokens).
-# Resumable: run it again to go on. One thread: about 33 minutes of one core a task.
+# Resumable: run it again to go on. One thread: about an hour of one core for the two tasks.
 set -euo pipefail
 out=${1:-runs/methods}
 factor='{max(1, length/window)}'
 export OMP_NUM_THREADS=1
 lengthwise compare --model pocket-reader --report "$out" --trials "${TRIALS:-8}" --depth 0.1,0.4,0.7,1 \
   --length "${LENGTHS:-512,1k,2k,4k,8k}" \
-  --task needle:keys=8 --task pairs:keys=16 --task multi-query --task trace \
+  --task needle:keys=8 --task pairs:keys=16 \
   --stack dense \
   --stack "linear:factor=$factor" \
   --stack "ntk:factor=$factor" \
@@ -24,4 +24,17 @@ lengthwise compare --model pocket-reader --report "$out" --trials "${TRIALS:-8}"
   --stack "xl3m:segment=128,overlap=32,zoom=0" \
   --stack "yarn:factor=$factor + int8:group=32" \
   --stack "yarn:factor=$factor + int4:group=32" \
-  --stack "yarn:factor=$factor + offload:hot=512"
+  --stack power \
+  --stack truncated \
+  --stack abf \
+  --stack "distributional:factor=$factor" \
+  --stack "ntk:length={max(length, window)}" \
+  --stack dual-chunk \
+  --stack "yarn:factor=$factor + block-sparse" \
+  --stack "yarn:factor=$factor + quest:budget=256" \
+  --stack "tokenselect:init=16,local=128,top=256,chunk=64" \
+  --stack "yarn:factor=$factor + snapkv:budget=256" \
+  --stack "yarn:factor=$factor + h2o:budget=256" \
+  --stack "yarn:factor=$factor + think-k:ratio=0.5" \
+  --stack "masformer:window=128,full=2" \
+  --stack "yarn:factor=$factor + masformer:window=128,full=2"

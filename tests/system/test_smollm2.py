@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import DynamicCache
 
 import lengthwise
 from lengthwise import models
@@ -46,12 +45,14 @@ def test_a_fact_in_the_middle_of_twice_the_window_is_found_and_shown(smollm2, tm
 def test_dense_decodes_the_same_tokens_as_transformers(smollm2) -> None:
     model, tokenizer = smollm2
     ids = tokenizer(help_topics(8000), return_tensors="pt").input_ids
-    stock = DynamicCache()
-    model.base_model(ids[:, :-1], past_key_values=stock)
-    kwargs = {"max_new_tokens": 24, "do_sample": False, "attention_mask": torch.ones_like(ids)}
-    expected = model.generate(ids, past_key_values=stock, **kwargs)
     with lengthwise.stack("dense").on(model) as run:
-        assert torch.equal(model.generate(ids, past_key_values=run.prefill(ids), **kwargs), expected)
+        written = model.generate(ids, past_key_values=run.prefill(ids), max_new_tokens=24, do_sample=False)
+    stock = model(written[:, :-1]).logits[0, ids.shape[1] - 1 :].float()
+    chosen = stock.gather(1, written[0, ids.shape[1] :, None])[:, 0]
+    best = stock.amax(1)
+    # the best, or level with it but for the last place of bfloat16, in which two of the stock logits often tie
+    assert (best - chosen <= best.abs() * 2**-8 * 2).all()
+    assert (chosen == best).sum() >= 22
 
 
 @torch.no_grad()
