@@ -66,7 +66,7 @@ class LazyLlm(Prompts):
             if places < self.stages:
                 reasons.append(f"the model has room for stages={places} pruning layers, not for {self.stages}")
         for other in others:
-            taken = sorted({"select", "blocks", "keep", "format", "tier", "observe"} & set(other.spec.seams))
+            taken = sorted({"select", "blocks", "score", "keep", "format", "tier", "observe"} & set(other.spec.seams))
             if taken:
                 reasons.append(
                     f"lazyllm itself decides what is computed and held, which {other.spec.name} ({taken[0]}) changes"
