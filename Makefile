@@ -37,7 +37,7 @@ lint: $(VENV)/.dev
 docs: $(VENV)/.dev
 	$(BIN)/python scripts/docs.py
 
-# Trains the shipped pocket models again, from nothing: about an hour of one core.
+# Trains the shipped pocket models again, from nothing: about an hour and a half of one core.
 pocket: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/pocket/train.py all --seed 1 --out runs/pocket/1
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/pocket/ship.py runs/pocket/1
