@@ -13,7 +13,7 @@ import torch
 from lengthwise.attention import _blocks, _prefix
 from lengthwise.core.attend import Partial
 from lengthwise.core.facts import ModelFacts
-from lengthwise.core.frames import EVERYTHING, PLAIN, Visible
+from lengthwise.core.frames import EVERYTHING, Visible
 from lengthwise.core.seams import Positions, Selects, View
 from lengthwise.core.spec import Method, Spec, param
 from lengthwise.errors import BadInput
@@ -74,9 +74,7 @@ class NtkAttention(Selects):
                 reasons.append(
                     f"the prefix is summed up when it has been read, and {other.spec.name} may drop it before"
                 )
-            elif isinstance(other, Positions) and (
-                other.follows_length() or other.in_cache or (model is not None and other.frames(model) != PLAIN)
-            ):
+            elif isinstance(other, Positions) and other.moves_keys(model):
                 reasons.append(f"keys of the prefix need one position each, and {other.spec.name} gives them several")
         return reasons
 

@@ -13,7 +13,7 @@ from lengthwise.cache._kmeans import kmeans, means
 from lengthwise.core import attend
 from lengthwise.core.attend import Partial
 from lengthwise.core.facts import ModelFacts
-from lengthwise.core.frames import NATIVE, PLAIN, Visible
+from lengthwise.core.frames import NATIVE, Visible
 from lengthwise.core.seams import Positions, Selects, View
 from lengthwise.core.spec import Method, Spec, param
 
@@ -85,9 +85,7 @@ class Squeezed(Selects):
         for other in others:
             for seam in sorted(why.keys() & set(other.spec.seams)):
                 reasons.append(f"squeezed looks keys up by clusters, and {other.spec.name} {why[seam]}")
-            if isinstance(other, Positions) and (
-                other.follows_length() or other.in_cache or (model is not None and other.frames(model) != PLAIN)
-            ):
+            if isinstance(other, Positions) and other.moves_keys(model):
                 reasons.append(
                     f"squeezed clusters keys where they stand, and {other.spec.name} gives them several places"
                 )

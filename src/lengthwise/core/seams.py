@@ -83,6 +83,10 @@ class Positions(Method):
         """Whether `frequencies` changes as the sequence grows, so that keys cannot be rotated once and for all."""
         return False
 
+    def moves_keys(self, model: ModelFacts | None) -> bool:
+        """Whether a key may stand at several places: as the text grows, after an eviction, or in several frames."""
+        return self.follows_length() or self.in_cache or (model is not None and self.frames(model) != PLAIN)
+
 
 class Selects(Method):
     """Claims `select`: which held keys the block may see."""
@@ -122,9 +126,7 @@ class Blocks(Method):
                 reasons.append(
                     f"blocks are counted over all keys as read, which {other.spec.name} ({moved[0]}) changes"
                 )
-            elif isinstance(other, Positions) and (
-                other.follows_length() or other.in_cache or (model is not None and other.frames(model) != PLAIN)
-            ):
+            elif isinstance(other, Positions) and other.moves_keys(model):
                 reasons.append(f"keys must have one position each, and {other.spec.name} gives them several")
         return reasons
 

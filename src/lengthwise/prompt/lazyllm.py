@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from lengthwise.core.facts import ModelFacts
-from lengthwise.core.frames import PLAIN
 from lengthwise.core.seams import Positions, Prompts
 from lengthwise.core.spec import Method, Spec, param
 from lengthwise.prompt._lazy import LazySession
@@ -71,9 +70,7 @@ class LazyLlm(Prompts):
                 reasons.append(
                     f"lazyllm itself decides what is computed and held, which {other.spec.name} ({taken[0]}) changes"
                 )
-            elif isinstance(other, Positions) and (
-                other.follows_length() or other.in_cache or (model is not None and other.frames(model) != PLAIN)
-            ):
+            elif isinstance(other, Positions) and other.moves_keys(model):
                 reasons.append(f"lazyllm needs one position for every key, and {other.spec.name} gives it several")
         return reasons
 

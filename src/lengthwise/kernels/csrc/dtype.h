@@ -83,6 +83,27 @@ LW_INLINE Vec load_f16(const void* p, int64_t i) {
   return widen_f16(h);
 }
 
+// As widen_bf16, where the compiler makes poor code of that: vectors of half the width.
+LW_INLINE Vec widen(HVec h) {
+#if defined(__AVX512F__)
+  return (Vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)h), 16);
+#else
+  return widen_bf16(h);
+#endif
+}
+
+template <int T>
+constexpr int64_t kSize = T == LW_F32 ? 4 : 2;
+
+template <int T>
+LW_INLINE Vec load_as(const void* p, int64_t i) {
+  if constexpr (T == LW_F32) return load_f32(p, i);
+  if constexpr (T == LW_F16) return load_f16(p, i);
+  HVec h;
+  memcpy(&h, (const uint16_t*)p + i, sizeof h);
+  return widen(h);
+}
+
 // One token of one head of a lane as float: n values, none read beyond them.
 inline void load_row(const LwLane& lane, int64_t head, int64_t token, int64_t n, float* out) {
   const int64_t at = head * lane.head + token * lane.token;

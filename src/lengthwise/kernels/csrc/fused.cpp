@@ -62,15 +62,6 @@ LW_INLINE HVec narrow_f16(Vec v) {
 #endif
 }
 
-// bfloat16 both ways as dtype.h does it, where the compiler makes poor code of that: vectors of half the width.
-LW_INLINE Vec widen(HVec h) {
-#if defined(__AVX512F__)
-  return (Vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)h), 16);
-#else
-  return widen_bf16(h);
-#endif
-}
-
 // To the nearest bfloat16, ties to even. A NaN that comes from bfloat16 values has 16 zeros at its end and stays as it is.
 LW_INLINE IVec round_bits(Vec v) {
   const IVec u = bits(v);
@@ -84,18 +75,6 @@ LW_INLINE HVec narrow(Vec v) {
 #else
   return __builtin_convertvector(u, HVec);
 #endif
-}
-
-template <int T>
-constexpr int64_t kSize = T == LW_F32 ? 4 : 2;
-
-template <int T>
-LW_INLINE Vec load_as(const void* p, int64_t i) {
-  if constexpr (T == LW_F32) return load_f32(p, i);
-  if constexpr (T == LW_F16) return load_f16(p, i);
-  HVec h;
-  memcpy(&h, (const uint16_t*)p + i, sizeof h);
-  return widen(h);
 }
 
 // Values i.. of n as float, 0 beyond.

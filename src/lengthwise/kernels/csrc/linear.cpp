@@ -18,22 +18,6 @@ constexpr int64_t kAlone = 1 << 17;  // weights that are not worth a second thre
 constexpr int64_t kAhead = 8192;     // bytes; found by trying 0 to 8192
 
 template <int T>
-constexpr int64_t kSize = T == LW_F32 ? 4 : 2;
-
-template <int T>
-LW_INLINE Vec load_as(const char* p, int64_t i) {
-  if constexpr (T == LW_F32) return load_f32(p, i);
-  if constexpr (T == LW_F16) return load_f16(p, i);
-#if defined(__AVX512F__)
-  HVec h;
-  memcpy(&h, (const uint16_t*)p + i, sizeof h);
-  return (Vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)h), 16);
-#else
-  return load_bf16(p, i);
-#endif
-}
-
-template <int T>
 LW_INLINE float one(const char* p, int64_t i) {
   if constexpr (T == LW_F32) return ((const float*)p)[i];
   if constexpr (T == LW_F16) return f16_float(((const uint16_t*)p)[i]);
