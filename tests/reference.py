@@ -6,12 +6,16 @@ for every query and held key, whether it is seen and at what distance. Nothing h
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import transformers as tf
 from torch import Tensor
+
+import tiny
 
 
 @dataclass
@@ -104,3 +108,23 @@ class Reference:
 
     def read_all(self, ids: Tensor, chunk: int) -> Tensor:
         return torch.cat([self.read(part) for part in ids.split(chunk)])
+
+
+@functools.cache
+def model_of(name: str, peaked: float = 1.0) -> Any:
+    """A tiny Llama with a vocabulary for texts without repeated tokens, which would tie in the first layer.
+
+    `peaked` multiplies the queries.
+    """
+    config = tiny.CONFIGS[name]()
+    config.vocab_size = 512
+    torch.manual_seed(1)
+    model = tf.LlamaForCausalLM(config).eval()
+    for layer in model.model.layers:
+        layer.self_attn.q_proj.weight.data *= peaked
+    return model
+
+
+def text(length: int, seed: int = 0) -> Tensor:
+    """Tokens [length] for `model_of`, none of them twice."""
+    return torch.randperm(511, generator=torch.Generator().manual_seed(seed))[:length] + 1

@@ -2,41 +2,21 @@
 
 from __future__ import annotations
 
-import functools
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
-import transformers as tf
 from torch import Tensor
 
 import lengthwise
-import tiny
 from lengthwise.cache.infllm import Infllm
 from lengthwise.core.arena import Lru
 from lengthwise.core.attach import Run
 from lengthwise.core.frames import Visible
 from lengthwise.core.seams import View
-from reference import Held, Reference, distances
-
-
-@functools.cache
-def model_of(name: str, peaked: float = 1.0) -> Any:
-    """A vocabulary large enough for texts without repeated tokens, which would tie in the first layer."""
-    config = tiny.CONFIGS[name]()
-    config.vocab_size = 512
-    torch.manual_seed(1)
-    model = tf.LlamaForCausalLM(config).eval()
-    for layer in model.model.layers:
-        layer.self_attn.q_proj.weight.data *= peaked
-    return model
-
-
-def text(length: int, seed: int = 0) -> Tensor:
-    return torch.randperm(511, generator=torch.Generator().manual_seed(seed))[:length] + 1
-
+from reference import Held, Reference, distances, model_of, text
 
 IDS = text(150)
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-import transformers as tf
 from torch import Tensor
 
 import lengthwise
@@ -16,20 +15,7 @@ import tiny
 from lengthwise.cache.longheads import Longheads
 from lengthwise.core import saved
 from lengthwise.errors import LengthwiseError
-from reference import Held, Reference, distances
-
-
-@functools.cache
-def model_of(name: str) -> Any:
-    """A vocabulary large enough for texts without repeated tokens, which would tie in the first layer."""
-    config = tiny.CONFIGS[name]()
-    config.vocab_size = 512
-    torch.manual_seed(1)
-    return tf.LlamaForCausalLM(config).eval()
-
-
-def text(length: int, seed: int = 0) -> Tensor:
-    return torch.randperm(511, generator=torch.Generator().manual_seed(seed))[:length] + 1
+from reference import Held, Reference, distances, model_of, text
 
 
 class Oracle:
