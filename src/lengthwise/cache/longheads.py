@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from lengthwise.cache import _beside
 from lengthwise.core import attend
 from lengthwise.core.attend import Partial
 from lengthwise.core.facts import ModelFacts
@@ -68,10 +69,7 @@ class Longheads(Positions, Selects):
             "keep": "would tear chunks apart",
             "observe": "reads weights, of which it would miss those",
         }
-        for other in others:
-            for seam in sorted(why.keys() & set(other.spec.seams)):
-                reasons.append(f"longheads adds chunks that each head chooses, and {other.spec.name} {why[seam]}")
-        return reasons
+        return reasons + _beside.reasons("longheads adds chunks that each head chooses", others, why)
 
     def queries_at_once(self) -> int:
         """At most a chunk, which also bounds the partials of one block."""

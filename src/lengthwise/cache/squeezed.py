@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from lengthwise.cache import _beside
 from lengthwise.cache._kmeans import kmeans, means
 from lengthwise.core import attend
 from lengthwise.core.attend import Partial
@@ -81,10 +82,8 @@ class Squeezed(Selects):
             "keep": "evicts some of them",
             "observe": "reads weights, of which it would miss theirs",
         }
-        reasons = []
+        reasons = _beside.reasons("squeezed looks keys up by clusters", others, why)
         for other in others:
-            for seam in sorted(why.keys() & set(other.spec.seams)):
-                reasons.append(f"squeezed looks keys up by clusters, and {other.spec.name} {why[seam]}")
             if isinstance(other, Positions) and other.moves_keys(model):
                 reasons.append(
                     f"squeezed clusters keys where they stand, and {other.spec.name} gives them several places"

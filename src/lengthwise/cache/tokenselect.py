@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from lengthwise.cache import _beside
 from lengthwise.core import attend
 from lengthwise.core.attend import Partial
 from lengthwise.core.facts import ModelFacts
@@ -81,10 +82,7 @@ class Tokenselect(Positions, Selects):
             "keep": "drops tokens that it may want",
             "observe": "reads weights, of which it would miss those",
         }
-        for other in others:
-            for seam in sorted(why.keys() & set(other.spec.seams)):
-                reasons.append(f"tokenselect adds tokens of its own choice, and {other.spec.name} {why[seam]}")
-        return reasons
+        return reasons + _beside.reasons("tokenselect adds tokens of its own choice", others, why)
 
     def queries_at_once(self) -> int:
         """A chunk shares its choice."""
