@@ -1,0 +1,364 @@
+"""One problem at work: writes chains under the strategies' parts, and counts every token that was paid for."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, TypeVar
+
+from lengthwise.thinking.answers import Extract, answer_in
+from lengthwise.thinking.chain import DEFAULT, Chain, Messages, Sampler, Settings, Tags
+from lengthwise.thinking.strategy import (
+    Asks,
+    Closes,
+    Draws,
+    End,
+    Limits,
+    Modes,
+    Opens,
+    Put,
+    Solves,
+    Strategy,
+    Watches,
+)
+
+T = TypeVar("T")
+S = TypeVar("S", bound=Strategy)
+ANSWER_AT_LEAST = 16  # tokens of a window that are left for the answer
+
+
+@dataclass
+class State:
+    """A chain while it thinks, as strategies see it. `tokens` are thinking tokens so far, put text included.
+
+    `stop` is the watched string that just came; `closes` counts the ends of thinking that were turned away.
+    """
+
+    messages: Messages
+    chain: Chain
+    tags: Tags | None
+    tokens: int = 0
+    stop: str = ""
+    closes: int = 0
+
+    @property
+    def thinking(self) -> str:
+        """The thinking so far."""
+        return self.chain.text
+
+
+@dataclass
+class Written:
+    """One chain after its end. Without a thinking section the whole text is both thinking and answer.
+
+    `reason` is why the thinking ended: "closed" by the model, "budget", a watcher's reason, "not thinking",
+    "cancelled", "never closed" (the model ended its turn inside the section: the answer is looked for there), or
+    "unfinished" (at its limit, and the sampler cannot close it: no answer).
+    `thinking_tokens` and `answer_tokens` were written by the model, `put_tokens` put in by strategies. `finished` is in
+    seconds from the start of the work. `weight` is what the chain counted in the vote, 0 if it did not vote.
+    """
+
+    thinking: str = ""
+    text: str = ""
+    answer: str = ""
+    reason: str = "cancelled"
+    thinking_tokens: int = 0
+    answer_tokens: int = 0
+    put_tokens: int = 0
+    finished: float = 0.0
+    weight: float = 0.0
+    logprobs: tuple[float, ...] = field(default=(), repr=False)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens written by the model."""
+        return self.thinking_tokens + self.answer_tokens
+
+
+@dataclass
+class Solved:
+    """What a "solve" strategy returns. `confidence` is the winner's share of the votes, or what the strategy says."""
+
+    answer: str
+    chains: list[Written]
+    confidence: float | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Spent:
+    """What a problem cost. Tokens of cancelled chains are in `thinking_tokens`, too; `other_tokens` are those of
+    anything but chains (verifying, choosing). `waiting_tokens` are those written one after another until the answer:
+    parallel chains wait for the longest that counts. `prompt_tokens` are those read, a shared prompt once.
+    """
+
+    thinking_tokens: int = 0
+    answer_tokens: int = 0
+    cancelled_tokens: int = 0
+    other_tokens: int = 0
+    put_tokens: int = 0
+    prompt_tokens: int = 0
+    waiting_tokens: int = 0
+    chains: int = 0
+    cancelled_chains: int = 0
+    seconds: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """The documented JSON form."""
+        return asdict(self) | {"seconds": round(self.seconds, 3)}
+
+
+class Work:
+    """What strategies work with: the sampler, the parts of the other strategies, and the count of what was spent.
+
+    `most_thinking` and `most_answer` are tokens of one chain; `settings` how tokens are drawn unless a strategy says
+    otherwise; every chain has a seed of its own, derived from `settings.seed`.
+    """
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        strategies: Sequence[Strategy] = (),
+        *,
+        settings: Settings = DEFAULT,
+        most_thinking: int = 4096,
+        most_answer: int = 512,
+        extract: Extract = "auto",
+    ) -> None:
+        self.sampler, self.strategies, self.settings = sampler, list(strategies), settings
+        self.most_thinking, self.most_answer, self.extract = most_thinking, most_answer, extract
+        self.spent, self.begun = Spent(), time.perf_counter()
+        self.chains: list[Written] = []
+        self._count = 0
+
+    def part(self, kind: type[S]) -> S | None:
+        """The strategy that owns a part, if any."""
+        return next((s for s in self.strategies if isinstance(s, kind)), None)
+
+    async def solve(self, messages: Messages) -> Solved:
+        """The whole job, for one problem."""
+        for strategy in self.strategies:
+            if isinstance(strategy, Asks):
+                messages = strategy.messages(messages)
+        solver = self.part(Solves)
+        if solver is not None:
+            solved = await solver.solve(self, messages)
+        else:
+            chain = await self.one(messages)
+            chain.weight = 1.0
+            solved = Solved(chain.answer, [chain])
+        self.spent.seconds = time.perf_counter() - self.begun
+        return solved
+
+    async def one(self, messages: Messages, **options: Any) -> Written:
+        """One chain, waited for. `options` as for `write`."""
+        written = await self.write(messages, **options)
+        self.spent.waiting_tokens += written.tokens
+        return written
+
+    async def many(self, messages: Messages, count: int, wanted: int | None = None, **options: Any) -> list[Written]:
+        """`count` chains at once; the first `wanted` to end their thinking, in that order, the others are cancelled."""
+        wanted = count if wanted is None else wanted
+        through: list[int] = []
+        answers = asyncio.Event()
+
+        def thought(index: int) -> Callable[[], None]:
+            def tell() -> None:
+                through.append(index)
+                if len(through) >= wanted:
+                    answers.set()
+
+            return tell
+
+        tasks = [asyncio.create_task(self.write(messages, thought=thought(i), **options)) for i in range(count)]
+        waiting = asyncio.create_task(answers.wait())
+        try:
+            while not answers.is_set():
+                left: list[asyncio.Task[Any]] = [waiting, *(t for t in tasks if not t.done())]
+                done, _ = await asyncio.wait(left, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    task.result()  # raises what went wrong
+            chosen = through[:wanted]
+            for index, task in enumerate(tasks):
+                if index not in chosen:
+                    task.cancel()
+            got = [await tasks[index] for index in chosen]
+        finally:
+            for task in [*tasks, waiting]:
+                task.cancel()
+            await asyncio.gather(*tasks, waiting, return_exceptions=True)
+        self.spent.waiting_tokens += max((w.tokens for w in got), default=0)
+        return got
+
+    async def ask(self, messages: Messages, most: int = 256, **options: Any) -> str:
+        """A side question; `options` as for `asks`."""
+        return (await self.asks([messages], most, **options))[0]
+
+    async def asks(
+        self, questions: Sequence[Messages], most: int = 256, *, think: bool = False, temperature: float = 0.0
+    ) -> list[str]:
+        """Side questions (to verify, to choose), all at once: the texts, counted as other tokens and as waiting."""
+
+        async def ask(messages: Messages) -> tuple[str, int]:
+            chain = await self.sampler.chain(messages, think=think)
+            try:
+                piece = await chain.write(most, (), self.settings.but(temperature=temperature, seed=self._seed()))
+                return piece.text, chain.written
+            finally:
+                self.spent.other_tokens += chain.written
+                self.spent.prompt_tokens += chain.read
+                await chain.close()
+
+        got = await asyncio.gather(*map(ask, questions))
+        self.spent.waiting_tokens += max((count for _, count in got), default=0)
+        return [text for text, _ in got]
+
+    async def write(
+        self,
+        messages: Messages,
+        *,
+        begin: str = "",
+        most: int | None = None,
+        think: bool | None = None,
+        settings: Settings | None = None,
+        thought: Callable[[], None] | None = None,
+    ) -> Written:
+        """One chain, from its beginning to its answer, under the parts of all strategies.
+
+        `begin` is put at the beginning of the thinking; `most` bounds it in tokens; `think` overrules the mode;
+        `settings` the way tokens are drawn; `thought` is called when the thinking has ended.
+        """
+        drawn = (settings or self.settings).but(seed=self._seed())
+        if think is None:
+            mode = self.part(Modes)
+            think = True if mode is None else await mode.thinks(self, messages)
+        chain = await self.sampler.chain(messages, think=think)
+        written = Written()
+        self.chains.append(written)
+        self.spent.chains += 1
+        try:
+            if think or self.sampler.tags is None:
+                await self._think(chain, messages, written, begin, most, drawn)
+            else:
+                written.reason = "not thinking"
+            if thought is not None:
+                thought()
+            await self._answer(chain, written, drawn)
+        except asyncio.CancelledError:
+            written.reason = "cancelled"
+            self.spent.cancelled_chains += 1
+            self.spent.cancelled_tokens += chain.written
+            raise
+        finally:
+            self._account(chain, written)
+            await chain.close()
+        return written
+
+    async def _think(
+        self, chain: Chain, messages: Messages, written: Written, begin: str, most: int | None, settings: Settings
+    ) -> None:
+        """Up to the end of the thinking section, which is closed in the chain when this returns."""
+        tags, state = self.sampler.tags, State(messages, chain, self.sampler.tags)
+        limits, closes, draws = self.part(Limits), self.part(Closes), self.part(Draws)
+        watchers = [s for s in self.strategies if isinstance(s, Watches)]
+        opening, opens = begin, self.part(Opens)
+        if opens is not None and tags is not None:
+            opening = opens.opening(tags) + begin
+        budget = self._budget(chain, most, limits)
+        if draws is not None:
+            settings = draws.settings(settings, self.sampler)
+        if opening:
+            await self._put(state, written, opening)
+        close = () if tags is None else (tags.close,)
+        watched = tuple(s for w in watchers for s in w.stops(tags or Tags("", "")))
+        pace = min((e for w in watchers if (e := w.every())), default=budget)
+        while True:
+            state.stop = ""
+            left = budget - state.tokens
+            if left <= 0:
+                written.reason = "budget"
+                break
+            before = chain.written
+            try:
+                piece = await chain.write(min(left, pace), (*close, *watched), settings)
+            finally:
+                state.tokens += chain.written - before
+                written.thinking_tokens += chain.written - before
+            if piece.reason == "end":
+                written.reason = "closed" if tags is None else "never closed"
+                break
+            if piece.stop in close:
+                text = closes.instead(state) if closes is not None else None
+                if text is None:
+                    written.reason = "closed"
+                    break
+                state.closes += 1
+                await self._put(state, written, text)
+                continue
+            if piece.stop:
+                state.stop = piece.stop
+                await chain.put(piece.stop)
+            wish = await self._watch(watchers, state)
+            if isinstance(wish, End):
+                written.reason = wish.why
+                break
+            if isinstance(wish, Put):
+                await self._put(state, written, wish.text)
+        written.thinking = chain.text
+        if tags is None or written.reason == "never closed":
+            return
+        if written.reason != "closed" and "prefix" not in self.sampler.able:
+            written.reason = "unfinished"
+            return
+        await chain.put(tags.close)
+        if written.reason == "budget" and limits is not None and limits.elicitation():
+            await self._put(state, written, limits.elicitation())
+
+    async def _watch(self, watchers: Sequence[Watches], state: State) -> End | Put | None:
+        """The first watcher's wish."""
+        for watcher in watchers:
+            wish = await watcher.look(self, state)
+            if wish is not None:
+                return wish
+        return None
+
+    async def _answer(self, chain: Chain, written: Written, settings: Settings) -> None:
+        """What follows the thinking."""
+        if written.reason == "never closed" or self.sampler.tags is None:
+            written.text = chain.text
+        elif written.reason != "unfinished":
+            start, before = len(chain.text), chain.written
+            try:
+                piece = await chain.write(self.most_answer, (), settings)
+            finally:
+                written.answer_tokens = chain.written - before
+            written.text, written.logprobs = chain.text[start:], piece.logprobs
+        written.answer = answer_in(written.text, self.extract)
+
+    async def _put(self, state: State, written: Written, text: str) -> None:
+        count = self.sampler.count(text)
+        await state.chain.put(text)
+        state.tokens += count
+        written.put_tokens += count
+
+    def _account(self, chain: Chain, written: Written) -> None:
+        written.finished = time.perf_counter() - self.begun
+        self.spent.thinking_tokens += written.thinking_tokens
+        self.spent.answer_tokens += written.answer_tokens
+        self.spent.put_tokens += written.put_tokens
+        self.spent.prompt_tokens += chain.read
+
+    def _budget(self, chain: Chain, most: int | None, limits: Limits | None) -> int:
+        """Tokens that the thinking may take: what is asked for, and what the window has room for."""
+        budget = min(self.most_thinking if most is None else most, limits.most_thinking() if limits else 1 << 40)
+        if self.sampler.window is not None:
+            budget = min(budget, self.sampler.window - chain.prompt - min(self.most_answer, ANSWER_AT_LEAST))
+        return max(budget, 0)
+
+    def _seed(self) -> int | None:
+        """A seed for the next chain."""
+        self._count += 1
+        base = self.settings.seed
+        return None if base is None else base * 1_000_003 + self._count
