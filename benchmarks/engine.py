@@ -2,12 +2,14 @@
 
     python benchmarks/engine.py prefill --lengths 512,2k,8k --stack dense --stack block-sparse --gguf smollm2-f16.gguf
     python benchmarks/engine.py decode --lengths 2k,8k --stack dense
+    python benchmarks/engine.py decode --lengths 128k --filled --stack dense --stack block-sparse --no-stock
     python benchmarks/engine.py attention --lengths 8k,16k
 
 `prefill` reads real text and gives, beside the cost, the loss of the last tokens (stock: the plain model) and the peak
-of resident memory during it (Linux). `decode` goes on greedily after it. `attention` is the dense causal kernel alone
-against torch's scaled_dot_product_attention, with the share of the matmul rate that `torch.nn.functional.linear`
-reaches on 2048^3. `--no-stock` leaves transformers out, where it would take hours.
+of resident memory during it (Linux). `decode` goes on greedily after it, or after `--filled` caches of random keys
+and values, which cost no prefill: what is written then means nothing, the time does. `attention` is the dense causal
+kernel alone against torch's scaled_dot_product_attention, with the share of the matmul rate that
+`torch.nn.functional.linear` reaches on 2048^3. `--no-stock` leaves transformers out, where it would take hours.
 """
 
 from __future__ import annotations
@@ -117,7 +119,7 @@ def decode(args: argparse.Namespace) -> None:
         times: dict[str, list[float]] = {}
         written: dict[str, list[int]] = {}
         for name in readers(args):
-            times[name], written[name] = steps(model, ids, name, args.rounds * args.tokens)
+            times[name], written[name] = steps(model, ids, name, args.rounds * args.tokens, args.filled)
         for path in args.gguf:
             peer = LlamaCpp(path, length + args.rounds * args.tokens)
             times[peer.name], written[peer.name] = peer.decode(ids, args.rounds * args.tokens)
@@ -129,8 +131,25 @@ def decode(args: argparse.Namespace) -> None:
             show("decode", length, name, middle[name], middle.get(STOCK), same_tokens=round(same, 2))
 
 
-def steps(model: Any, ids: Tensor, stack: str, count: int) -> tuple[list[float], list[int]]:
-    """CPU seconds of each of `count` greedy steps after `ids`, and the tokens."""
+def filled(run: Any, length: int) -> Any:
+    """A cache of `length` random keys and values in every layer."""
+    cache, facts = run.cache(length + 256), run.facts
+    draw = torch.Generator().manual_seed(0)
+    for slot in cache.layers:
+        some = torch.empty(1, facts.kv_heads, 1, facts.head_dim, dtype=run.model.dtype)
+        slot.lazy_initialization(some, some)
+        for a in range(0, length, 1024):
+            b = min(length, a + 1024)
+            k, v = (torch.randn(facts.kv_heads, b - a, facts.head_dim, generator=draw).to(some.dtype) for _ in "kv")
+            slot.rows[0].append(dict.fromkeys(slot.rows[0].keys, k), v, torch.arange(a, b))
+            slot.rows[0].settle()
+        slot.seen = length
+    cache.pads = [0]
+    return cache
+
+
+def steps(model: Any, ids: Tensor, stack: str, count: int, fill: bool = False) -> tuple[list[float], list[int]]:
+    """CPU seconds of each of `count` greedy steps after `ids`, or as many random tokens, and the tokens."""
     run_of = lengthwise.stack(stack).on(model) if stack != STOCK else nullcontext()
     times, words = [], []
     with torch.no_grad(), run_of as run:
@@ -138,7 +157,7 @@ def steps(model: Any, ids: Tensor, stack: str, count: int) -> tuple[list[float],
             cache: Any = DynamicCache()
             model.base_model(ids[:, :-1], past_key_values=cache)
         else:
-            cache = run.prefill(ids)
+            cache = filled(run, ids.shape[1] - 1) if fill else run.prefill(ids)
         word = int(ids[0, -1])
         for _ in range(count):
             begun = time.process_time()
@@ -211,6 +230,7 @@ def main() -> None:
     parser.add_argument("--stack", action="append")
     parser.add_argument("--gguf", action="append", default=[], help="a peer: llama.cpp with this file")
     parser.add_argument("--no-stock", action="store_true")
+    parser.add_argument("--filled", action="store_true", help="decode after random keys and values, without a prefill")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=16, help="decoded in every round")
     parser.add_argument("--chunk", type=int, default=1024)

@@ -1,9 +1,14 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
 import torch
+
+from lengthwise.kernels import library
+
+library.setting = os.environ.get  # tests change the environment on the way
 
 
 @pytest.fixture(autouse=True)

@@ -145,6 +145,12 @@ def available() -> list[str]:
     return [isa for i, isa in enumerate(ISAS) if runs >> i & 1 and isa in compiled]
 
 
+@cache
+def setting(name: str) -> str | None:
+    """An environment variable as it was when first asked for: kernels ask some thousand times a token."""
+    return os.environ.get(name)
+
+
 def chosen() -> str | None:
     """The instruction set in use: `LENGTHWISE_ISA`, or the fastest; None without a compiled object.
 
@@ -152,7 +158,7 @@ def chosen() -> str | None:
     """
     from lengthwise.kernels.build import ISAS, built
 
-    have, forced = available(), os.environ.get("LENGTHWISE_ISA")
+    have, forced = available(), setting("LENGTHWISE_ISA")
     if not forced:
         return have[-1] if have else None
     if forced in have:
@@ -168,7 +174,7 @@ def backend(device: torch.device | str = "cpu") -> str:
 
     Raises BadInput where `LENGTHWISE_KERNELS` names one that is not known or cannot run.
     """
-    forced, kind = os.environ.get("LENGTHWISE_KERNELS"), torch.device(device).type
+    forced, kind = setting("LENGTHWISE_KERNELS"), torch.device(device).type
     if not forced:
         return "flex" if kind == "cuda" else "cpu" if kind == "cpu" and chosen() else "naive"
     if forced not in BACKENDS:

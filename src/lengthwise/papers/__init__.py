@@ -1,7 +1,7 @@
 """The paper map: which papers Lengthwise covers, by which command or method, and what is missing.
 
-The map itself stores no status. A paper works when a registered method or task lists it in its spec, or when a command
-does in `SERVED_ELSEWHERE`; everything else is planned or, with a reason, not covered.
+The map itself stores no status. A paper works when a registered method, task or strategy lists it in its spec, or when
+a command does in `SERVED_ELSEWHERE`; everything else is planned or, with a reason, not covered.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from lengthwise.bench.registry import all_tasks
 from lengthwise.bench.task import TaskSpec
 from lengthwise.core.registry import all_methods
 from lengthwise.core.spec import Spec
+from lengthwise.thinking.registry import all_strategies
+from lengthwise.thinking.strategy import StrategySpec
 
 Status = Literal["works", "part", "planned", "not covered"]
 STATUSES: tuple[Status, ...] = ("works", "part", "planned", "not covered")
@@ -105,10 +107,11 @@ def _rows() -> tuple[dict[str, Any], ...]:
 
 
 def _servers() -> dict[int, list[tuple[str, str]]]:
-    """Paper id -> (method, task or command, test) of everything that serves it."""
+    """Paper id -> (method, task, strategy or command, test) of everything that serves it."""
     servers: dict[int, list[tuple[str, str]]] = {}
-    specs: list[Spec | TaskSpec] = [method.spec for method in all_methods()]
+    specs: list[Spec | TaskSpec | StrategySpec] = [method.spec for method in all_methods()]
     specs += [task.spec for task in all_tasks().values()]
+    specs += [strategy.spec for strategy in all_strategies().values()]
     for spec in specs:
         for paper in spec.papers:
             servers.setdefault(paper, []).append((spec.name, spec.test))

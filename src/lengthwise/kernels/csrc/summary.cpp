@@ -28,6 +28,7 @@ namespace {
 
 constexpr int kRows = kRegisters >= 32 ? 6 : 2;  // blocks scored at once
 constexpr int kColumns = 4;                      // vectors of queries scored at once
+constexpr int kFew = W / 2;                      // queries that are scored along the channels
 
 LW_INLINE int64_t up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 LW_INLINE Vec spread(float x) { return x - Vec{}; }  // 0 + x would be an addition: it turns -0 into 0
@@ -96,6 +97,34 @@ void raise_all(const LwTopBlocksArgs& a, int64_t head, int64_t from, int64_t to,
   }
 }
 
+// As `raise_all` for a few queries q [columns][stride], along the channels: as columns they would leave most of a vector
+// empty. `row` has `stride` places.
+void raise_few(const LwTopBlocksArgs& a, int64_t head, int64_t from, int64_t to, int64_t columns, const float* q,
+               int64_t stride, float* row, float* best) {
+  const bool bounds = a.second.data != nullptr;
+  const int64_t depth = bounds ? 2 * a.dim : a.dim;
+  for (int64_t b = from; b < to; b++) {
+    load_row(a.first, head, b, a.dim, row);
+    if (bounds) load_row(a.second, head, b, a.dim, row + a.dim);
+    for (int64_t d = depth; d < stride; d++) row[d] = 0;
+    for (int64_t c = 0; c < columns; c++) {
+      Vec acc = {};
+      for (int64_t d = 0; d < stride; d += W) acc = fma(load(row + d), load(q + c * stride + d), acc);
+      best[b] = std::max(best[b], sum(acc));  // drops NaN
+    }
+  }
+}
+
+// One query as `pack` splits it, as [stride].
+void pack_one(const LwTopBlocksArgs& a, int64_t head, int64_t token, int64_t stride, float* row, float* q) {
+  load_row(a.q, head, token, a.dim, row);
+  for (int64_t d = 0; d < stride; d++) q[d] = 0;
+  for (int64_t d = 0; d < a.dim; d++) {
+    q[d] = a.second.data ? (row[d] < 0 ? 0.f : row[d]) : row[d];
+    if (a.second.data) q[a.dim + d] = row[d] < 0 ? row[d] : 0.f;
+  }
+}
+
 // `columns` queries, from number `from` of those of a list and query block on, as [depth][n vectors of W]. For bounds
 // max(q low, q high) = max(q, 0) high + min(q, 0) low: the positive parts first, then the negative ones.
 void pack(const LwTopBlocksArgs& a, int64_t first_head, int64_t start, int64_t width, int64_t from, int64_t columns,
@@ -130,7 +159,13 @@ void choose(const LwTopBlocksArgs& a, int64_t list, int64_t query_block, const S
     const int64_t start = query_block * a.query_block, width = std::min(a.query_block, a.queries - start);
     const int64_t all = heads * width;
     std::fill(w.best + from, w.best + to, -INFINITY);
-    for (int64_t c = 0; c < all;) {
+    const int64_t stride = up(a.second.data ? 2 * a.dim : a.dim, W);
+    if (all <= kFew) {
+      for (int64_t c = 0; c < all; c++)
+        pack_one(a, first_head + c / width, start + c % width, stride, w.row, w.q + c * stride);
+      raise_few(a, kv_head, from, to, all, w.q, stride, w.rows, w.best);
+    }
+    for (int64_t c = all <= kFew ? all : 0; c < all;) {
       const int64_t left = all - c;
       if (left > W) {
         pack(a, first_head, start, width, c, std::min<int64_t>(left, kColumns * W), kColumns, w.row, w.q);
@@ -186,7 +221,7 @@ LW_EXPORT(top_blocks)(const LwTopBlocksArgs* args) {
   for (int64_t i = 0; i < stripes; i++)
     if (a.limits[i] < 0 || a.limits[i] > a.blocks) return LW_BAD_BLOCK;
   const int64_t threads = std::min(a.threads, all), depth = a.second.data ? 2 * a.dim : a.dim;
-  const int64_t row = up(a.dim, W), q = depth * kColumns * W, rows = up(kRows * depth, W), best = up(a.blocks, W);
+  const int64_t row = up(a.dim, W), q = up(depth, W) * kColumns * W, rows = up(kRows * up(depth, W), W), best = up(a.blocks, W);
   const int64_t each = row + q + rows + 2 * best;
   static_assert(sizeof(float) == sizeof(int32_t), "ids lie among floats");
   float* scratch = (float*)std::aligned_alloc(64, up(threads * each * (int64_t)sizeof(float), 64));
