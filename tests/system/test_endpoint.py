@@ -15,9 +15,10 @@ import pytest
 
 import tiny
 from lengthwise.bench.build import build
-from lengthwise.bench.endpoint import FRAME_TOKENS, Endpoint, Messages, address, clean
+from lengthwise.bench.endpoint import Endpoint, Messages, clean
 from lengthwise.bench.registry import parse
 from lengthwise.bench.task import Sample
+from lengthwise.core.remote import FRAME_TOKENS, address
 from lengthwise.errors import BadInput, EndpointError, LengthwiseError, MissingExtra, StackRefused
 
 pytest.importorskip("httpx")

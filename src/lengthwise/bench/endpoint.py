@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import random
 import re
 import time
 from collections.abc import Callable, Sequence
-from email.utils import parsedate_to_datetime
 from typing import Any
-from urllib.parse import urlsplit
 
-from lengthwise.bench.messages import BYTES_PER_TOKEN, FRAME_TOKENS, Messages
+from lengthwise.bench.messages import Messages
 from lengthwise.bench.subject import Outcome
 from lengthwise.bench.task import Sample
-from lengthwise.errors import BadInput, EndpointError, LengthwiseError, MissingExtra, StackRefused
+from lengthwise.core.remote import (
+    AGAIN,
+    BYTES_PER_TOKEN,
+    FIRST_WAIT,
+    FRAME_TOKENS,
+    MOST_WAIT,
+    Remote,
+    first_line,
+    retry_after,
+    unsupported,
+)
+from lengthwise.errors import BadInput, EndpointError, MissingExtra, StackRefused
 from lengthwise.models import load_tokenizer
 
-KEYS = ("LENGTHWISE_API_KEY", "OPENAI_API_KEY")
-AGAIN = frozenset({408, 409, 425, 429})
-FIRST_WAIT, MOST_WAIT = 1.0, 120.0  # seconds
 MOST_STOPS = 4  # the protocol's limit
-TOO_LONG = re.compile(r"context|too (long|large|many tokens)|maximum (length|tokens)|max_model_len", re.IGNORECASE)
 THINKING = re.compile(r"\A.*</think(?:ing)?>|\A\s*<think(?:ing)?>.*\Z", re.DOTALL)
 WHOLE_REQUEST = "decode_seconds is the whole request: the server does not say how long it read"
 
@@ -61,11 +65,10 @@ class Endpoint:
             import httpx
         except ImportError as error:
             raise MissingExtra("httpx", "endpoint", "measuring a model behind a server") from error
-        if not model.strip():
-            raise BadInput("name the model that the server should use")
         if thinking < 0 or tries < 1 or timeout <= 0:
             raise BadInput("thinking must be at least 0, tries at least 1 and the timeout above 0 seconds")
-        self.url, self.host = address(url)
+        self.remote = Remote.at(url, model, api_key)
+        self.url, self.host = self.remote.url, self.remote.host
         self.model, self.thinking, self.seed, self.tries = model, thinking, seed, tries
         self.tokenizer = tokenizer
         self.sizes = Messages(load_tokenizer(tokenizer) if tokenizer else None)
@@ -73,11 +76,8 @@ class Endpoint:
             httpx.URL(self.url)
         except httpx.InvalidURL as error:
             raise BadInput(f"'{url}' is no address of a server: {error}") from error
-        self._key = (api_key or next((os.environ[k] for k in KEYS if os.environ.get(k)), "")).strip()
-        if not (self._key.isascii() and self._key.isprintable()):
-            raise BadInput("the API key has characters that no key has: copy it again")
-        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
-        self._client = httpx.Client(headers=headers, timeout=httpx.Timeout(timeout, connect=min(timeout, 20.0)))
+        limits = httpx.Timeout(timeout, connect=min(timeout, 20.0))
+        self._client = httpx.Client(headers=self.remote.headers, timeout=limits)
         self._sleep, self._draw = sleep, random.Random()
         self._untaken: dict[str, str] = {}  # parameters that the server does not take: name -> what is sent instead
 
@@ -153,9 +153,9 @@ class Endpoint:
             seconds = time.perf_counter() - start
             if response.status_code == 200:
                 return self._reply(response.text), seconds
-            trouble = f"status {response.status_code}: {self._line(response.text)}"
+            trouble = f"status {response.status_code}: {self.remote.line(response.text)}"
             if response.status_code not in AGAIN and response.status_code < 500:
-                raise self._refusal(response.status_code, trouble)
+                raise self.remote.refusal(response.status_code, trouble, "ask for a shorter length")
             asked = retry_after(response.headers.get("retry-after"))
             if asked > MOST_WAIT:
                 raise EndpointError(f"{self.host} asks to wait {asked:,.0f} seconds: try again later ({trouble})")
@@ -166,7 +166,7 @@ class Endpoint:
         while True:
             body = {self._untaken.get(name, name): value for name, value in request.items()}
             response = self._client.post(self.url, json={name: value for name, value in body.items() if name})
-            refused = _unsupported(response) if response.status_code == 400 else ""
+            refused = unsupported(response.text) if response.status_code == 400 else ""
             if refused not in request or refused in ("model", "messages", *self._untaken):
                 return response
             self._untaken[refused] = "max_completion_tokens" if refused == "max_tokens" else ""
@@ -178,60 +178,7 @@ class Endpoint:
                 return dict(reply)
         except (ValueError, LookupError, TypeError):
             pass
-        raise EndpointError(f"{self.host} answered with no chat completion: {self._line(text)}")
-
-    def _line(self, text: str) -> str:
-        """The message of an error object, or else the first line of a body; without our key."""
-        try:
-            body = json.loads(text)
-            error = body.get("error", body)
-            line = first_line(str(error["message"] if isinstance(error, dict) else error))
-        except (ValueError, LookupError, AttributeError):
-            line = first_line(text) or "(an empty body)"
-        return line.replace(self._key, "…") if self._key else line
-
-    def _refusal(self, status: int, trouble: str) -> LengthwiseError:
-        """The error for a status that trying again would not change."""
-        said = f"{self.host} refused: {trouble}"
-        if status in (400, 413, 422) and TOO_LONG.search(trouble):
-            return BadInput(f"{said}; the prompt is too long for this model: ask for a shorter length")
-        if status in (401, 403):
-            known = "was not accepted" if self._key else "is missing"
-            return EndpointError(f"{said}; the API key {known}: give another one, or set {KEYS[0]}")
-        if status == 404:
-            return EndpointError(f"{said}; check the address {self.url} and the model name '{self.model}'")
-        return EndpointError(f"{said}; the server does not take the request as it is")
-
-
-def address(url: str) -> tuple[str, str]:
-    """(the URL of chat completions, host and port) of a server's address. Raises BadInput."""
-    try:
-        parts = urlsplit(url.strip())
-        host = f"{parts.hostname}:{parts.port}" if parts.port else parts.hostname or ""
-    except ValueError as error:
-        raise BadInput(f"'{url}' is no address of a server: {error}") from error
-    if parts.scheme not in ("http", "https") or not host or re.search(r"\s", parts.netloc):
-        raise BadInput(f"'{url}' is no address of a server: write it as http://localhost:8000/v1")
-    if parts.username or parts.password or parts.query or parts.fragment:
-        raise BadInput("the server's address must be plain: no user, password or query in it (the key goes apart)")
-    path = parts.path.rstrip("/").removesuffix("/chat/completions")
-    if not re.search(r"/v\d", path):
-        path += "/v1"
-    return f"{parts.scheme}://{parts.netloc}{path}/chat/completions", host
-
-
-def retry_after(value: str | None) -> float:
-    """Seconds that a Retry-After header asks for, 0 without one; it holds seconds or a date."""
-    if not value:
-        return 0.0
-    try:
-        return max(0.0, float(value))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
-        return 0.0
+        raise EndpointError(f"{self.host} answered with no chat completion: {self.remote.line(text)}")
 
 
 def clean(said: str, prefix: str, stop: Sequence[str]) -> str:
@@ -251,11 +198,6 @@ def _unpad(text: str) -> str:
     return re.sub(r"\A(?:\s*\n)+", "", text)
 
 
-def first_line(text: str) -> str:
-    """The first line that is not empty, at most 300 characters of it."""
-    return next((line.strip()[:300] for line in text.splitlines() if line.strip()), "")
-
-
 def _said(reply: dict[str, Any]) -> tuple[str, str, str]:
     """(what was said, the thinking before it, why it ended)."""
     choice = reply["choices"][0]
@@ -269,12 +211,3 @@ def _said(reply: dict[str, Any]) -> tuple[str, str, str]:
     if block:
         thought, content = f"{thought}{block[0]}", content[block.end() :]
     return content, thought if isinstance(thought, str) else str(thought), str(choice.get("finish_reason") or "")
-
-
-def _unsupported(response: Any) -> str:
-    """The parameter that a 400 says this model does not take, as the protocol's error object names it."""
-    try:
-        error = response.json()["error"]
-        return str(error["param"]) if str(error["code"]).startswith("unsupported") else ""
-    except (ValueError, LookupError, TypeError):
-        return ""

@@ -8,9 +8,7 @@ from typing import Any
 
 from lengthwise.bench.framing import Framing
 from lengthwise.bench.task import Sample
-
-BYTES_PER_TOKEN = 3.2
-FRAME_TOKENS = 16  # what a chat template puts around one user message
+from lengthwise.core.remote import BYTES_PER_TOKEN, FRAME_TOKENS
 
 
 class Messages:

@@ -10,7 +10,7 @@ from typing import Any
 import typer
 
 from lengthwise import __version__
-from lengthwise.cli import _errors
+from lengthwise.cli import _errors, weights
 from lengthwise.cli.ask import ask
 from lengthwise.cli.compare import compare
 from lengthwise.cli.doctor import doctor
@@ -22,8 +22,11 @@ from lengthwise.cli.methods import methods
 from lengthwise.cli.metrics import metrics
 from lengthwise.cli.papers import papers
 from lengthwise.cli.plan import plan
+from lengthwise.cli.proxy import proxy
 from lengthwise.cli.report import report
 from lengthwise.cli.tasks import tasks
+from lengthwise.cli.think import think
+from lengthwise.cli.trace import trace
 
 PROGRAM = "lengthwise"
 
@@ -61,7 +64,26 @@ def _register(*commands: Callable[..., Any]) -> None:
         app.command(command.__name__, epilog=_epilog(command))(command)
 
 
-_register(ask, edit, compare, tasks, report, metrics, export, plan, explain, methods, papers, download, doctor)
+_register(
+    ask,
+    think,
+    trace,
+    proxy,
+    edit,
+    compare,
+    tasks,
+    report,
+    metrics,
+    export,
+    plan,
+    explain,
+    methods,
+    papers,
+    download,
+    doctor,
+)
+
+app.add_typer(weights.app, name="weights", epilog=_epilog(weights.merge))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -24,6 +24,10 @@ EPILOG = """Examples:
   cat log.txt | lengthwise ask - -q "Which host failed first?" --json
 
   lengthwise ask book.txt -q "Who is Ishmael?" --stack "infllm:rule=max + int8"
+
+  lengthwise ask minutes.txt -q "How did the plan change, step by step?" --need whole
+
+  lengthwise ask one.txt two.txt three.txt -q "Which one is about ships?" --stack set-prompt
 """
 
 
@@ -56,6 +60,13 @@ def ask(
         str | None,
         typer.Option("--memory", metavar="SIZE", help="Memory to plan for, such as 2GB; by default what is free."),
     ] = None,
+    need: Annotated[
+        str,
+        typer.Option(
+            "--need",
+            help="What --stack auto is to keep: facts (a few passages), or whole (the order, or much of the text).",
+        ),
+    ] = "facts",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON alone on standard output.")] = False,
 ) -> None:
     """Answer a question from files of any length, with the passages the model attended to and what it cost."""
@@ -71,6 +82,7 @@ def ask(
             max_new_tokens=max_new_tokens,
             save=save,
             memory=parse_bytes(memory) if memory else None,
+            need=need,  # type: ignore[arg-type]
             progress=progress.update,
             note=lambda text: print(text, file=sys.stderr),
             stop=stop,

@@ -25,11 +25,18 @@ EPILOG = """Examples:
 JSON = typer.Option(False, "--json", help="Print JSON (docs/json.md).")
 VERSION = 1
 TOLERANCE = 1e-5  # float32 logits, the house's rule for exact
-EXTRAS = {"gguf": ("gguf", "accelerate"), "pdf": ("pypdf",), "endpoint": ("httpx",), "ray": ("ray",)}
+EXTRAS = {
+    "gguf": ("gguf", "accelerate"),
+    "pdf": ("pypdf",),
+    "endpoint": ("httpx",),
+    "serve": ("fastapi", "uvicorn"),
+    "ray": ("ray",),
+}
 ENABLES = {
     "gguf": "reading GGUF files, and converting the packaged model",
     "pdf": "reading PDF files",
-    "endpoint": "measuring a model behind a server",
+    "endpoint": "a model behind a server",
+    "serve": "lengthwise proxy",
     "ray": "spreading a comparison over many processes",
 }
 

@@ -80,4 +80,5 @@ async def think(
     solved = await work.solve(messages)
     text = next((c.text for c in solved.chains if c.answer == solved.answer), solved.answer)
     named = registry.format_strategies(strategies)
-    return Thought(solved.answer, text, work.chains, work.spent, named, sampler.name, solved.confidence, solved.notes)
+    notes = [*solved.notes, *getattr(sampler, "notes", ())]  # an endpoint's, of what it did otherwise than asked
+    return Thought(solved.answer, text, work.chains, work.spent, named, sampler.name, solved.confidence, notes)

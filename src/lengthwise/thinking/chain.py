@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,7 +48,7 @@ class Settings:
     """How tokens are drawn. `seed` makes one chain repeatable.
 
     `logits` maps next-token logits [V] (float32) and the ids written so far in this chain to other logits, before the
-    temperature (ability "logits").
+    temperature (ability "logits"). What it raises ends the `write` before the token is drawn, and is raised there.
     """
 
     temperature: float = 0.6
@@ -91,10 +91,18 @@ class Chain(Protocol):
     When the sampler has tags, a chain begins inside its thinking section: the opening tag is no part of `text`.
     """
 
-    text: str
     written: int
     prompt: int
-    read: int
+
+    @property
+    def text(self) -> str:
+        """All text after the prompt."""
+        ...
+
+    @property
+    def read(self) -> int:
+        """Tokens of the prompt that were read for this chain."""
+        ...
 
     async def write(self, most: int, stop: Sequence[str] = (), settings: Settings = ...) -> Piece:
         """Go on for at most `most` tokens, up to a stop string or the end of the turn. Raises LengthwiseError."""
@@ -115,6 +123,22 @@ class Chain(Protocol):
     async def close(self) -> None:
         """Free what the chain holds; a request that still runs is cancelled. May be called twice."""
         ...
+
+
+@runtime_checkable
+class Recounts(Protocol):
+    """A chain whose tokens are counted elsewhere, too, and more exactly."""
+
+    def recount(self, thinking: int, answer: int) -> tuple[int, int]:
+        """What was counted as (thinking, answer) while it came, as it is known after the end of the turn."""
+        ...
+
+
+@runtime_checkable
+class Waits(Protocol):
+    """A chain beside which others were written: `side` tokens of theirs came while it waited."""
+
+    side: int
 
 
 class Sampler(Protocol):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from lengthwise.core.spec import Configured
-from lengthwise.thinking.chain import Ability, Messages, Sampler, Settings, Tags
+from lengthwise.thinking.chain import Ability, Chain, Messages, Sampler, Settings, Tags
 
 if TYPE_CHECKING:
     from lengthwise.thinking.work import Solved, State, Work
@@ -130,11 +130,11 @@ class Watches(Strategy):
         return None
 
     def stops(self, tags: Tags) -> tuple[str, ...]:
-        """Strings after which this watcher wants to look. They stay in the chain's text."""
+        """Strings at which this watcher wants to look: just before the string, which is put back unless it ends."""
         return ()
 
     async def look(self, work: Work, state: State) -> End | Put | None:
-        """What to do now. `state.stop` is the string that came, '' otherwise."""
+        """What to do now. `state.stop` is the string that came (maybe another watcher's), '' otherwise."""
         raise NotImplementedError
 
 
@@ -144,6 +144,10 @@ class Draws(Strategy):
     def settings(self, base: Settings, sampler: Sampler) -> Settings:
         """How the thinking is drawn, from how it would be."""
         raise NotImplementedError
+
+    def chain(self, work: Work, chain: Chain) -> Chain:
+        """The chain that is written in place of a new one."""
+        return chain
 
 
 class Solves(Strategy):

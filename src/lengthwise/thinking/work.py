@@ -7,9 +7,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
+from zlib import crc32
 
 from lengthwise.thinking.answers import Extract, answer_in
-from lengthwise.thinking.chain import DEFAULT, Chain, Messages, Sampler, Settings, Tags
+from lengthwise.thinking.chain import DEFAULT, Chain, Messages, Recounts, Sampler, Settings, Tags, Waits
 from lengthwise.thinking.strategy import (
     Asks,
     Closes,
@@ -33,7 +34,8 @@ ANSWER_AT_LEAST = 16  # tokens of a window that are left for the answer
 class State:
     """A chain while it thinks, as strategies see it. `tokens` are thinking tokens so far, put text included.
 
-    `stop` is the watched string that just came; `closes` counts the ends of thinking that were turned away.
+    `stop` is the watched string that just came, not yet in the text; `closes` counts the ends of thinking that were
+    turned away. `side` are tokens that a watcher had written beside the chain while the chain waited (trial answers).
     """
 
     messages: Messages
@@ -42,6 +44,8 @@ class State:
     tokens: int = 0
     stop: str = ""
     closes: int = 0
+    side: int = 0
+    memory: dict[str, int] = field(default_factory=dict)  # what watchers count for themselves, by their names
 
     @property
     def thinking(self) -> str:
@@ -56,7 +60,8 @@ class Written:
     `reason` is why the thinking ended: "closed" by the model, "budget", a watcher's reason, "not thinking",
     "cancelled", "never closed" (the model ended its turn inside the section: the answer is looked for there), or
     "unfinished" (at its limit, and the sampler cannot close it: no answer).
-    `thinking_tokens` and `answer_tokens` were written by the model, `put_tokens` put in by strategies. `finished` is in
+    `thinking_tokens` and `answer_tokens` were written by the model, `put_tokens` put in by strategies, `side_tokens`
+    written beside the chain while it waited (they are among the work's `other_tokens`). `finished` is in
     seconds from the start of the work. `weight` is what the chain counted in the vote, 0 if it did not vote.
     """
 
@@ -67,6 +72,7 @@ class Written:
     thinking_tokens: int = 0
     answer_tokens: int = 0
     put_tokens: int = 0
+    side_tokens: int = 0
     finished: float = 0.0
     weight: float = 0.0
     logprobs: tuple[float, ...] = field(default=(), repr=False)
@@ -75,6 +81,11 @@ class Written:
     def tokens(self) -> int:
         """Tokens written by the model."""
         return self.thinking_tokens + self.answer_tokens
+
+    @property
+    def waited(self) -> int:
+        """Tokens written one after another until the answer."""
+        return self.tokens + self.side_tokens
 
 
 @dataclass
@@ -131,7 +142,10 @@ class Work:
         self.most_thinking, self.most_answer, self.extract = most_thinking, most_answer, extract
         self.spent, self.begun = Spent(), time.perf_counter()
         self.chains: list[Written] = []
-        self._count = 0
+        self.acted: set[str] = set()  # names of the strategies that act on thinking, and did
+        self._count, self._problem = 0, ""
+        self._modes: dict[str, bool] = {}
+        self._deciding = asyncio.Lock()
 
     def part(self, kind: type[S]) -> S | None:
         """The strategy that owns a part, if any."""
@@ -139,6 +153,7 @@ class Work:
 
     async def solve(self, messages: Messages) -> Solved:
         """The whole job, for one problem."""
+        self._problem = messages[-1]["content"]
         for strategy in self.strategies:
             if isinstance(strategy, Asks):
                 messages = strategy.messages(messages)
@@ -150,12 +165,16 @@ class Work:
             chain.weight = 1.0
             solved = Solved(chain.answer, [chain])
         self.spent.seconds = time.perf_counter() - self.begun
+        idle = [
+            s.spec.name for s in self.strategies if isinstance(s, (Closes, Watches)) and s.spec.name not in self.acted
+        ]
+        solved.notes += [f"{name} did nothing: its moment never came" for name in idle]
         return solved
 
     async def one(self, messages: Messages, **options: Any) -> Written:
         """One chain, waited for. `options` as for `write`."""
         written = await self.write(messages, **options)
-        self.spent.waiting_tokens += written.tokens
+        self.spent.waiting_tokens += written.waited
         return written
 
     async def many(self, messages: Messages, count: int, wanted: int | None = None, **options: Any) -> list[Written]:
@@ -189,7 +208,7 @@ class Work:
             for task in [*tasks, waiting]:
                 task.cancel()
             await asyncio.gather(*tasks, waiting, return_exceptions=True)
-        self.spent.waiting_tokens += max((w.tokens for w in got), default=0)
+        self.spent.waiting_tokens += max((w.waited for w in got), default=0)
         return got
 
     async def ask(self, messages: Messages, most: int = 256, **options: Any) -> str:
@@ -204,7 +223,7 @@ class Work:
         async def ask(messages: Messages) -> tuple[str, int]:
             chain = await self.sampler.chain(messages, think=think)
             try:
-                piece = await chain.write(most, (), self.settings.but(temperature=temperature, seed=self._seed()))
+                piece = await chain.write(most, (), self.settings.but(temperature=temperature, seed=self.seed()))
                 return piece.text, chain.written
             finally:
                 self.spent.other_tokens += chain.written
@@ -230,11 +249,12 @@ class Work:
         `begin` is put at the beginning of the thinking; `most` bounds it in tokens; `think` overrules the mode;
         `settings` the way tokens are drawn; `thought` is called when the thinking has ended.
         """
-        drawn = (settings or self.settings).but(seed=self._seed())
+        drawn = (settings or self.settings).but(seed=self.seed())
         if think is None:
-            mode = self.part(Modes)
-            think = True if mode is None else await mode.thinks(self, messages)
+            think = await self._mode(messages)
         chain = await self.sampler.chain(messages, think=think)
+        if (draws := self.part(Draws)) is not None:
+            chain = draws.chain(self, chain)
         written = Written()
         self.chains.append(written)
         self.spent.chains += 1
@@ -245,14 +265,14 @@ class Work:
                 written.reason = "not thinking"
             if thought is not None:
                 thought()
-            await self._answer(chain, written, drawn)
+            await self.answer(chain, written, drawn)
         except asyncio.CancelledError:
             written.reason = "cancelled"
             self.spent.cancelled_chains += 1
             self.spent.cancelled_tokens += chain.written
             raise
         finally:
-            self._account(chain, written)
+            self.account(chain, written)
             await chain.close()
         return written
 
@@ -266,7 +286,7 @@ class Work:
         opening, opens = begin, self.part(Opens)
         if opens is not None and tags is not None:
             opening = opens.opening(tags) + begin
-        budget = self._budget(chain, most, limits)
+        budget = self.budget(chain, most, limits)
         if draws is not None:
             settings = draws.settings(settings, self.sampler)
         if opening:
@@ -275,7 +295,6 @@ class Work:
         watched = tuple(s for w in watchers for s in w.stops(tags or Tags("", "")))
         pace = min((e for w in watchers if (e := w.every())), default=budget)
         while True:
-            state.stop = ""
             left = budget - state.tokens
             if left <= 0:
                 written.reason = "budget"
@@ -291,19 +310,21 @@ class Work:
                 break
             if piece.stop in close:
                 text = closes.instead(state) if closes is not None else None
-                if text is None:
+                if closes is None or text is None:
                     written.reason = "closed"
                     break
                 state.closes += 1
+                self.acted.add(closes.spec.name)
                 await self._put(state, written, text)
                 continue
-            if piece.stop:
-                state.stop = piece.stop
-                await chain.put(piece.stop)
+            state.stop = piece.stop
             wish = await self._watch(watchers, state)
+            written.side_tokens = state.side
             if isinstance(wish, End):
                 written.reason = wish.why
                 break
+            if piece.stop:
+                await chain.put(piece.stop)
             if isinstance(wish, Put):
                 await self._put(state, written, wish.text)
         written.thinking = chain.text
@@ -316,15 +337,27 @@ class Work:
         if written.reason == "budget" and limits is not None and limits.elicitation():
             await self._put(state, written, limits.elicitation())
 
+    async def _mode(self, messages: Messages) -> bool:
+        """Whether to think about these messages: decided once for all chains."""
+        mode = self.part(Modes)
+        if mode is None:
+            return True
+        async with self._deciding:
+            key = repr(messages)
+            if key not in self._modes:
+                self._modes[key] = await mode.thinks(self, messages)
+            return self._modes[key]
+
     async def _watch(self, watchers: Sequence[Watches], state: State) -> End | Put | None:
         """The first watcher's wish."""
         for watcher in watchers:
             wish = await watcher.look(self, state)
             if wish is not None:
+                self.acted.add(watcher.spec.name)
                 return wish
         return None
 
-    async def _answer(self, chain: Chain, written: Written, settings: Settings) -> None:
+    async def answer(self, chain: Chain, written: Written, settings: Settings) -> None:
         """What follows the thinking."""
         if written.reason == "never closed" or self.sampler.tags is None:
             written.text = chain.text
@@ -343,22 +376,29 @@ class Work:
         state.tokens += count
         written.put_tokens += count
 
-    def _account(self, chain: Chain, written: Written) -> None:
+    def account(self, chain: Chain, written: Written) -> None:
+        """Count what a chain cost, once, at its end."""
         written.finished = time.perf_counter() - self.begun
+        if isinstance(chain, Recounts):
+            written.thinking_tokens, written.answer_tokens = chain.recount(
+                written.thinking_tokens, written.answer_tokens
+            )
+        if isinstance(chain, Waits):
+            written.side_tokens += chain.side
         self.spent.thinking_tokens += written.thinking_tokens
         self.spent.answer_tokens += written.answer_tokens
         self.spent.put_tokens += written.put_tokens
         self.spent.prompt_tokens += chain.read
 
-    def _budget(self, chain: Chain, most: int | None, limits: Limits | None) -> int:
+    def budget(self, chain: Chain, most: int | None, limits: Limits | None) -> int:
         """Tokens that the thinking may take: what is asked for, and what the window has room for."""
         budget = min(self.most_thinking if most is None else most, limits.most_thinking() if limits else 1 << 40)
         if self.sampler.window is not None:
             budget = min(budget, self.sampler.window - chain.prompt - min(self.most_answer, ANSWER_AT_LEAST))
         return max(budget, 0)
 
-    def _seed(self) -> int | None:
-        """A seed for the next chain."""
+    def seed(self) -> int | None:
+        """A seed for the next chain: problems with one seed in `settings` do not share their luck."""
         self._count += 1
         base = self.settings.seed
-        return None if base is None else base * 1_000_003 + self._count
+        return None if base is None else crc32(f"{base} {self._problem} {self._count}".encode()) >> 1
