@@ -1,4 +1,4 @@
-"""Writes the pages that follow from the code: docs/papers.md, methods.md, support.md and tasks.md.
+"""Writes the pages that follow from the code: docs/papers.md, methods.md, support.md, strategies.md and tasks.md.
 
 python scripts/docs.py            write the pages
 python scripts/docs.py --check    write nothing; exit with 1 and name the pages that are stale
@@ -16,6 +16,8 @@ from lengthwise.core.registry import all_methods
 from lengthwise.core.spec import SEAMS, Method, format_value, parameters
 from lengthwise.core.stack import refusals
 from lengthwise.papers import STATUSES, Paper, all_papers
+from lengthwise.thinking import registry as thinking
+from lengthwise.thinking.strategy import PARTS, Strategy
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 MOST_SHOWN = 3  # methods or tasks in a row of the paper table
@@ -31,10 +33,11 @@ MEANING = {
 def papers_page(papers: Sequence[Paper]) -> str:
     """Every paper of the map, by status and room, with the counts on top."""
     pages = {method.spec.name: "methods.md" for method in all_methods()} | dict.fromkeys(all_tasks(), "tasks.md")
+    pages |= dict.fromkeys(thinking.all_strategies(), "strategies.md")
     out = ["# Papers", "", GENERATED, ""]
     out += [
-        f"The map has {len(papers)} papers. No status is kept by hand: a paper works when a method, a task or a "
-        "command that the code registers serves it. `lengthwise papers WORDS` searches this list.",
+        f"The map has {len(papers)} papers. No status is kept by hand: a paper works when a method, a task, a strategy "
+        "or a command that the code registers serves it. `lengthwise papers WORDS` searches this list.",
         "",
     ]
     counts = [(status, sum(p.status == status for p in papers)) for status in STATUSES]
@@ -194,6 +197,56 @@ def tasks_page(papers: Sequence[Paper]) -> str:
     return text(out)
 
 
+def strategies_page(papers: Sequence[Paper]) -> str:
+    """Every registered strategy of thinking, from its spec, and which two go together."""
+    kinds = list(thinking.all_strategies().values())
+    out = ["# Strategies of thinking", "", GENERATED, ""]
+    out += [
+        f"{count(len(kinds), 'strategy', 'strategies')} for `lengthwise think --strategy`. Each can stand by itself, "
+        "`short-m@k:m=3,k=8`, or beside others, `short-m@k:m=3,k=8 + budget:2048`. A strategy owns parts of thinking:",
+        "",
+    ]
+    out += table(["part", "what it decides"], [[f"`{part}`", cell(help)] for part, help in PARTS.items()])
+    out += ["", *table(["strategy", "what it does", "parts", "needs"], [strategy_row(kind) for kind in kinds])]
+    for kind in kinds:
+        out += ["", *strategy_section(kind, papers)]
+    made = [kind() for kind in kinds]
+    why = [
+        f"- `{a.spec.name}` with `{b.spec.name}`: {plain('; '.join(reasons))}"
+        for i, a in enumerate(made)
+        for b in made[i + 1 :]
+        if (reasons := thinking.refusals([a, b], None))
+    ]
+    pairs = len(made) * (len(made) - 1) // 2
+    out += ["", "## What does not go together", ""]
+    out += [f"Of {count(pairs, 'pair')}, {pairs - len(why)} run and {len(why)} are refused.", "", *why]
+    return text(out)
+
+
+def strategy_row(kind: type[Strategy]) -> list[str]:
+    spec = kind.spec
+    needs = [*spec.needs, *(["thinking section"] if spec.needs_tags else [])]
+    return [f"[{spec.name}](#{spec.name})", cell(spec.summary), ", ".join(spec.parts), ", ".join(needs)]
+
+
+def strategy_section(kind: type[Strategy], papers: Sequence[Paper]) -> list[str]:
+    """What one strategy's spec says."""
+    spec = kind.spec
+    out = [f"## {spec.name}", "", plain(spec.summary), "", "```text", *spec.formula.strip().splitlines(), "```", ""]
+    rows = [
+        [f"`{p['name']}`", cell(p["type"]), f"`{format_value(p['default']) or ' '}`", cell(p["help"])]
+        for p in parameters(kind)
+    ]
+    out += [*table(["parameter", "type", "default", "meaning"], rows), ""] if rows else ["It has no parameters.", ""]
+    out += [f"- A bare value, `{spec.name}:VALUE`, sets `{spec.main}`"] if spec.main else []
+    out += [
+        f"- Simplified: {plain(spec.simplified)}",
+        f"- Source: {plain(spec.source or 'none given')}",
+        f"- Test: `{spec.test}`",
+    ]
+    return [*out, *(f"- Paper {p.id}: {plain(p.title)}" for p in papers if p.id in spec.papers)]
+
+
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     """The lines of a Markdown table."""
     return ["| " + " | ".join(row) + " |" for row in [header, ["---"] * len(header), *rows]]
@@ -211,8 +264,8 @@ def cell(words: str) -> str:
     return plain(words).replace("|", "\\|")
 
 
-def count(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("" if number == 1 else "s")
+def count(number: int, noun: str, many: str = "") -> str:
+    return f"{number} {noun if number == 1 else many or noun + 's'}"
 
 
 def text(lines: Iterable[str]) -> str:
@@ -226,6 +279,7 @@ def pages() -> dict[str, str]:
         "papers.md": papers_page(papers),
         "methods.md": methods_page(papers),
         "support.md": support_page(),
+        "strategies.md": strategies_page(papers),
         "tasks.md": tasks_page(papers),
     }
 

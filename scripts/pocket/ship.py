@@ -14,10 +14,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tokenizers import Tokenizer
+
 SHIPPED = {"reader": "pocket-reader", "reader-4k": "pocket-reader-4k", "reasoner": "pocket-reasoner"}
 FILES = ("model.safetensors", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
 HERE = Path(__file__).resolve().parent
 PACKAGE = HERE.parents[1] / "src" / "lengthwise" / "models" / "pocket"
+CHAT = (  # the prompt that the reasoner was trained on; what is asked stands in one line
+    "{{ bos_token }}{% for message in messages %}"
+    "{% if message['role'] == 'user' %}{{ '\nQuestion: ' + message['content'] | trim + ' Answer:' }}"
+    "{% elif message['role'] == 'assistant' %}{{ ' ' + message['content'] | trim }}"
+    "{% else %}{{ message['content'] | trim }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ ' <think>' }}"
+    "{% if enable_thinking is defined and not enable_thinking %}{{ '</think>' }}{% endif %}{% endif %}"
+)
 ABOUT = {
     "reader": "Retrieval within 512 tokens: what it was trained on ends there, so every length beyond shows a method.",
     "reader-4k": "The reader trained on to 4,096 tokens with a rotary base of 1e5.",
@@ -60,6 +70,17 @@ def card(stage: str, runs: list[Path]) -> str:
     return "\n".join(out) + "\n"
 
 
+def frame(folder: Path) -> None:
+    """Give the reasoner the chat template of its training, in which a line break ends the turn."""
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config |= {"chat_template": CHAT, "framing": "plain"}  # texts to be read stand before 'Question:', not after it
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    generation = json.loads((folder / "generation_config.json").read_text())
+    newline = Tokenizer.from_file(str(folder / "tokenizer.json")).encode("\n", add_special_tokens=False).ids
+    generation["eos_token_id"] = [json.loads((folder / "config.json").read_text())["eos_token_id"], *newline]
+    (folder / "generation_config.json").write_text(json.dumps(generation, indent=2, sort_keys=True) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+")
@@ -72,6 +93,8 @@ def main() -> None:
             fresh = folder / f"{file}.new"
             shutil.copyfile(args.runs[0] / stage / file, fresh)
             fresh.replace(folder / file)
+        if stage == "reasoner":
+            frame(folder)
         (folder / "README.md").write_text(card(stage, args.runs))
         print(f"{folder}: {sum(f.stat().st_size for f in folder.iterdir()) / 1e6:.1f} MB")
 

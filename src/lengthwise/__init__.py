@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from lengthwise import models
     from lengthwise._ask import Answer, ask, ask_all
     from lengthwise.core.attach import Run
+    from lengthwise.thinking._think import think
 
 __version__ = "0.1.0"
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "explain",
     "models",
     "stack",
+    "think",
 ]
 
 _LAZY = {
@@ -41,6 +43,7 @@ _LAZY = {
     "Run": "lengthwise.core.attach",
     "ask": "lengthwise._ask",
     "ask_all": "lengthwise._ask",
+    "think": "lengthwise.thinking._think",
 }
 
 

@@ -5,23 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from lengthwise import auto, models
 from lengthwise._reader import Progress, Reader, frame
 from lengthwise.core import compat
 from lengthwise.core.arena import free_disk
 from lengthwise.core.facts import ModelFacts
+from lengthwise.core.grammar import parse
 from lengthwise.core.ledger import Ledger, si
+from lengthwise.core.spec import Method
 from lengthwise.core.stack import Stack
 from lengthwise.core.stack import stack as make_stack
-from lengthwise.documents import Corpus, Document, encode, read_documents
+from lengthwise.documents import Corpus, Document, encode, encode_parts, read_documents
 from lengthwise.errors import BadInput
 from lengthwise.evidence import Passage, passages
 from lengthwise.models._gguf import quiet
 from lengthwise.plan.machine import available_memory
 from lengthwise.plan.plan import check_fits
 from lengthwise.plan.roofline import measured_threads
+from lengthwise.position.set_prompt import SetPrompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -64,6 +67,7 @@ def ask(
     max_new_tokens: int = 64,
     save: str | Path | None = None,
     memory: int | None = None,
+    need: auto.Need = "facts",
     progress: Progress | None = None,
     note: Callable[[str], None] | None = None,
     stop: Callable[[], bool] | None = None,
@@ -73,7 +77,9 @@ def ask(
     `model` is a name that `lengthwise.models.load` takes, or a loaded (model, tokenizer). `stack` is in the stack
     grammar, or 'auto' (see `lengthwise.auto`). `save` is a folder that keeps what was read: asking again, or after
     an interruption, does not read it again. `memory` in bytes bounds keys and values for 'auto' and the check before
-    the work. `note` hears remarks. Raises LengthwiseError subclasses for everything that a user can put right.
+    the work; `need` tells 'auto' whether the answer lies in few passages ("facts") or takes the text in its order, or
+    much of it ("whole"). The stack 'set-prompt' without parts reads several documents side by side: their order does
+    not matter. `note` hears remarks. Raises LengthwiseError subclasses for everything that a user can put right.
     """
     return ask_all(
         files,
@@ -83,6 +89,7 @@ def ask(
         max_new_tokens=max_new_tokens,
         save=save,
         memory=memory,
+        need=need,
         progress=progress,
         note=note,
         stop=stop,
@@ -98,6 +105,7 @@ def ask_all(
     max_new_tokens: int = 64,
     save: str | Path | None = None,
     memory: int | None = None,
+    need: auto.Need = "facts",
     progress: Progress | None = None,
     note: Callable[[str], None] | None = None,
     stop: Callable[[], bool] | None = None,
@@ -108,14 +116,25 @@ def ask_all(
         raise BadInput("the question is empty")
     if max_new_tokens < 1:
         raise BadInput(f"max_new_tokens must be at least 1, not {max_new_tokens}")
-    given = None if stack == "auto" else make_stack(stack)
+    if need not in (known := get_args(auto.Need)):
+        raise BadInput(f"need is {' or '.join(known)}, not '{need}'")
+    apart = isinstance(stack, str) and stack != "auto" and any(map(_is_open, parse(stack)))
+    given = None if stack == "auto" else _side_by_side(str(stack), (0, 1, 2)) if apart else make_stack(stack)
     documents = [f for f in files if isinstance(f, Document)]
-    corpus = Corpus(documents or read_documents([str(f) for f in files]))
+    corpus = Corpus(documents or read_documents([str(f) for f in files]), apart=apart)
+    if apart and len(corpus.documents) == 1:
+        raise BadInput(
+            "set-prompt reads several documents side by side: give more than one file, or say parts=12-20-31"
+        )
     loaded, tokenizer = models.load(model) if isinstance(model, str) else model
     name = model if isinstance(model, str) else loaded.config.model_type
     facts = compat.model_facts(loaded)
-    ids, offsets = encode(corpus.text, tokenizer)
     prompts = [frame(q, tokenizer) for q in questions]
+    if apart:
+        ids, offsets, borders = encode_parts(corpus.parts, tokenizer)
+        given = _side_by_side(str(stack), [len(prompts[0].head) + border for border in borders])
+    else:
+        ids, offsets = encode(corpus.text, tokenizer)
     longest = max(map(len, prompts))
     if facts.window and longest + max_new_tokens >= facts.window:
         raise BadInput(
@@ -124,7 +143,7 @@ def ask_all(
         )
     tokens = len(ids) + longest + max_new_tokens
     room = available_memory(facts.device) if memory is None else memory
-    picked, why = (str(given), "as given") if given else auto.choose(facts, tokens, room)
+    picked, why = (str(given), "as given") if given else auto.choose(facts, tokens, room, need)
     chosen = given or make_stack(picked)
     say(f"stack {chosen}: {why}")
     for reason in check_fits(loaded, tokens, chosen, room):
@@ -144,6 +163,16 @@ def ask_all(
             found = passages(got.mass, [offsets[i] for i in got.kept.tolist()], corpus)
             answers.append(Answer(got.text, found, run.ledger, str(chosen), str(name), why, list(choice.scores)))
     return answers
+
+
+def _is_open(method: Method) -> bool:
+    return isinstance(method, SetPrompt) and method.parts is None
+
+
+def _side_by_side(stack: str, borders: Sequence[int]) -> Stack:
+    """The stack whose set-prompt has documents between the tokens `borders` as its sub-sequences."""
+    methods = [m.over(borders) if isinstance(m, SetPrompt) and _is_open(m) else m for m in parse(stack)]
+    return Stack(methods)
 
 
 def _check_disk(folder: Path, tokens: int, facts: ModelFacts) -> None:

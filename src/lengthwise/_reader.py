@@ -61,6 +61,17 @@ def chat_frame(tokenizer: Any) -> tuple[str, str]:
     return head, tail
 
 
+def reads_in_chat(tokenizer: Any) -> bool:
+    """Whether texts are put before the model by its chat template: it has one, and does not ask for plain framing.
+
+    A tokenizer config that says `"framing": "plain"` has a chat template for questions alone.
+    """
+    return (
+        bool(getattr(tokenizer, "chat_template", None))
+        and getattr(tokenizer, "init_kwargs", {}).get("framing") != "plain"
+    )
+
+
 def starts_with_bos(tokenizer: Any) -> bool:
     """Whether the tokenizer puts a beginning-of-sequence token before a text of its own accord."""
     bos = tokenizer.bos_token_id
@@ -69,7 +80,7 @@ def starts_with_bos(tokenizer: Any) -> bool:
 
 def frame(question: str, tokenizer: Any) -> Prompt:
     """The tokens around a text: the model's chat template when it has one, else a plain question and 'Answer:'."""
-    chat = bool(getattr(tokenizer, "chat_template", None))
+    chat = reads_in_chat(tokenizer)
     head, tail = chat_frame(tokenizer) if chat else ("", "\nAnswer:")
 
     def tokens(text: str) -> Tensor:

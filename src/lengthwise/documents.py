@@ -39,23 +39,25 @@ class Document:
 class Corpus:
     """Documents joined into the one text that a model reads.
 
-    `text` is the text of the only document, or every document behind a line `# name`. Raises BadInput without
-    documents.
+    `text` is the text of the only document, or every document behind a line `# name`. `parts` are the pieces of it
+    that belong to the documents. `apart`: a blank line ends the last one too, so that no part depends on its place.
+    Raises BadInput without documents.
     """
 
-    def __init__(self, documents: Sequence[Document]) -> None:
+    def __init__(self, documents: Sequence[Document], *, apart: bool = False) -> None:
         if not documents:
             raise BadInput("there is no document to read")
         self.documents = tuple(documents)
         self._starts: list[int] = []
-        parts: list[str] = []
+        self.parts: list[str] = []
         length = 0
-        for index, document in enumerate(self.documents):
-            header = "" if len(self.documents) == 1 else ("\n\n" if index else "") + f"# {document.name}\n\n"
+        for document in self.documents:
+            header = "" if len(self.documents) == 1 else f"# {document.name}\n\n"
+            end = "\n\n" if apart or len(self.parts) < len(self.documents) - 1 else ""
             self._starts.append(length + len(header))
-            parts += [header, document.text]
-            length += len(header) + len(document.text)
-        self.text = "".join(parts)
+            self.parts.append(header + document.text + end)
+            length += len(self.parts[-1])
+        self.text = "".join(self.parts)
 
     def locate(self, start: int, end: int) -> list[tuple[str, int, int]]:
         """The parts of documents under the characters [start, end) of `text`, as (name, start, end) in each document.
@@ -113,6 +115,23 @@ def encode(corpus_text: str, tokenizer: Any) -> tuple[torch.Tensor, list[tuple[i
     if offsets and covered < len(corpus_text):
         offsets[-1] = (offsets[-1][0], len(corpus_text))
     return torch.tensor(encoding.ids, dtype=torch.long), offsets
+
+
+def encode_parts(parts: Sequence[str], tokenizer: Any) -> tuple[torch.Tensor, list[tuple[int, int]], list[int]]:
+    """(input_ids [n], offsets in the joined text, the n_parts + 1 tokens at which parts begin and end).
+
+    As `encode`, with every part on its own, so that its tokens do not depend on its neighbours.
+    """
+    import torch
+
+    found, offsets, borders, length = [], [], [0], 0
+    for part in parts:
+        ids, own = encode(part, tokenizer)
+        found.append(ids)
+        offsets += [(start + length, end + length) for start, end in own]
+        borders.append(borders[-1] + len(ids))
+        length += len(part)
+    return torch.cat(found), offsets, borders
 
 
 @contextlib.contextmanager

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers import BertConfig, BertModel
 
 import lengthwise
 import small_reader
 from lengthwise.documents import encode
-from lengthwise.errors import BadInput
-from lengthwise.prompt import code_split
+from lengthwise.errors import BadInput, BadParameter, MissingExtra
+from lengthwise.prompt import _encoder, code_split
 from lengthwise.prompt.code_split import CodeSplit, blocks, similarity, split, words
 
 CODE = '''"""A module."""
@@ -240,3 +243,80 @@ def test_similarity_of_one_block_is_its_cosine() -> None:
     for pool in ("max", "mean", "attention"):
         assert similarity(q, e, pool) == pytest.approx(0.6)
     assert code_split.SHARP > 0
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A random BERT with room for 38 tokens of text, in a folder."""
+    torch.manual_seed(4)
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = BertConfig(vocab_size=len(small_reader.tokenizer()), max_position_embeddings=40, **sizes)
+    folder = tmp_path_factory.mktemp("encoder")
+    BertModel(config, add_pooling_layer=False).eval().save_pretrained(folder)
+    tokenizer = copy.deepcopy(small_reader.tokenizer())
+    tokenizer.pad_token = "<e>"  # sentence-transformers pads
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def by_hand(folder: str, text: str) -> torch.Tensor:
+    """The mean of an encoder's states, a window of 38 tokens at a time."""
+    model, tokenizer = BertModel.from_pretrained(folder, add_pooling_layer=False).eval(), small_reader.tokenizer()
+    marks = tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
+    starts = [0, *(marks[i][0] for i in range(38, len(marks), 38)), len(text)]
+    total = torch.zeros(16)
+    for a, b in itertools.pairwise(starts):
+        with torch.no_grad():
+            states = model(torch.tensor([tokenizer(text[a:b])["input_ids"]])).last_hidden_state[0]
+        total += states.mean(0) * (b - a) / len(text)
+    return total
+
+
+def test_an_embedding_model_of_ones_own(encoder: str) -> None:
+    """Blocks longer than its window are read to their end."""
+    look = Words(CODE, "who closes the stream?")
+    method = CodeSplit(encoder=encoder, window=4, step=2, pool="max", top=1)
+    choice = method.choose(len(look.offsets), 40, look)  # type: ignore[arg-type]
+    q = by_hand(encoder, look.question)
+    want = []
+    for _, pieces in split(CODE):
+        each = torch.stack([by_hand(encoder, CODE[a:b]) for a, b in blocks(pieces, 4, 2)])
+        e = (each / each.norm(dim=1, keepdim=True)).amax(0)
+        want.append(float(e @ q / e.norm() / q.norm()))
+    assert [s for *_, s in choice.scores] == pytest.approx(want, abs=1e-5)
+    assert any(len(small_reader.tokenizer()(CODE[a:b])["input_ids"]) > 38 for (a, b), _ in split(CODE))
+
+
+def test_pieces_of_a_long_text_leave_nothing_out() -> None:
+    tokenizer = small_reader.tokenizer()
+    pieces = _encoder.cut(CODE, tokenizer, 20)
+    assert "".join(pieces) == CODE
+    assert len(pieces) > 5
+    assert all(len(tokenizer(p)["input_ids"]) <= 22 for p in pieces)  # a token may split where the text is cut
+
+
+def test_encoders_that_are_not_there(encoder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    look = Words(CODE, "close")
+    with pytest.raises(BadParameter, match="encoder=word is not words, model, a folder"):
+        CodeSplit(encoder="word")
+    for name, message in ((f"{tmp_path}/none", "there is no folder"), (str(tmp_path), "cannot be loaded")):
+        with pytest.raises(BadInput, match=message):
+            CodeSplit(encoder=name).choose(len(look.offsets), 30, look)  # type: ignore[arg-type]
+    (tmp_path / "modules.json").write_text("[]")
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
+    _encoder._load.cache_clear()
+    with pytest.raises(MissingExtra, match=r"pip install 'lengthwise\[embed\]'"):
+        CodeSplit(encoder=str(tmp_path)).choose(len(look.offsets), 30, look)  # type: ignore[arg-type]
+
+
+def test_a_model_of_sentence_transformers_pools_in_its_own_way(encoder: str, tmp_path: Path) -> None:
+    sentences = pytest.importorskip("sentence_transformers")
+    parts = pytest.importorskip("sentence_transformers.models")
+    modules = [parts.Transformer(encoder, max_seq_length=24), parts.Pooling(16, pooling_mode="max")]
+    sentences.SentenceTransformer(modules=modules, device="cpu").save(str(tmp_path))
+    model, tokenizer = BertModel.from_pretrained(encoder, add_pooling_layer=False).eval(), small_reader.tokenizer()
+    with torch.no_grad():
+        want = model(torch.tensor([tokenizer("close the stream")["input_ids"]])).last_hidden_state[0].amax(0)
+    got = _encoder.embed(str(tmp_path), ("close the stream", CODE))
+    torch.testing.assert_close(got[0], want, atol=1e-5, rtol=1e-4)
+    assert _encoder._load(str(tmp_path))[1] <= 24

@@ -20,7 +20,9 @@ def framing() -> Framing:
 @pytest.mark.parametrize("name", ["needle", "pairs", "trace", "names", "copy:words=20", "common-words", "problems"])
 def test_parts_are_encoded_as_the_whole_would_be(framing: Framing, name: str) -> None:
     sample = build(registry.parse(name), framing, 400, seed=1)
-    document, prompt = framing.prompt(sample)
+    document, offsets, prompt = framing.prompt(sample)
+    assert len(offsets) == len(document)
+    assert [offsets[0][0], offsets[-1][1]] == [0, len(sample.document)] if offsets else not sample.document
     parts = torch.cat([prompt.head, document, prompt.after]).tolist()
     assert parts == [framing.tokenizer.bos_token_id, *framing.ids(framing.text(sample))]
     assert framing.size(sample) == len(parts) + framing.answer_tokens(sample)

@@ -100,6 +100,11 @@ class LmInfinite(Windowed):
         out = torch.zeros(heads, rows, dim, device=q.device)
         out[:, -1] = (best.softmax(-1)[..., None] * chosen).sum(2).reshape(heads, dim)
         view.receipt.pairs += heads * (stop - self.sinks)
+        if view.added is not None:
+            scores = torch.full((heads, rows, self.top_k), float("-inf"), device=q.device)
+            scores[:, -1] = best.flatten(0, 1)
+            places = kv.positions[self.sinks + slots.cpu().flatten(0, 1)]  # [Hq, k]
+            view.added.append((places[:, None].expand(-1, rows, -1), scores))
         return [(out, lse)]
 
     def keep(self, view: View) -> Tensor | None:

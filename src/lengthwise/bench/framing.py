@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lengthwise._reader import Prompt, chat_frame, starts_with_bos
+from lengthwise._reader import Prompt, chat_frame, reads_in_chat, starts_with_bos
 from lengthwise.bench.task import Sample
 from lengthwise.errors import BadInput
 
@@ -18,18 +18,17 @@ TEMPLATES: tuple[Template, ...] = ("auto", "plain", "chat")
 
 
 class Framing:
-    """How samples are put to one model. `template` 'auto' is the tokenizer's chat template if it has one.
+    """How samples are put to one model. `template` 'auto' is the tokenizer's chat template if it has one for texts.
 
     The document, what stands before it and what follows it are encoded apart, so a stack can read them apart.
     Raises BadInput when 'chat' is asked of a tokenizer without a chat template.
     """
 
     def __init__(self, tokenizer: Any, template: Template = "auto") -> None:
-        chat = bool(getattr(tokenizer, "chat_template", None))
-        if template == "chat" and not chat:
+        if template == "chat" and not getattr(tokenizer, "chat_template", None):
             raise BadInput("this model has no chat template: use the plain one")
         self.tokenizer = tokenizer
-        self.template: Template = ("chat" if chat else "plain") if template == "auto" else template
+        self.template: Template = ("chat" if reads_in_chat(tokenizer) else "plain") if template == "auto" else template
         self.head, self.tail = chat_frame(tokenizer) if self.template == "chat" else ("", "")
         self.starts_with_bos = starts_with_bos(tokenizer)
         self._count = lru_cache(maxsize=4096)(lambda text: len(self.ids(text)))
@@ -58,11 +57,13 @@ class Framing:
             return self.tail + sample.prefix
         return " Answer:" + (f" {sample.prefix}" if sample.prefix else "")
 
-    def prompt(self, sample: Sample) -> tuple[Tensor, Prompt]:
-        """(document ids [n], what is around it)."""
+    def prompt(self, sample: Sample) -> tuple[Tensor, list[tuple[int, int]], Prompt]:
+        """(document ids [n], the n character spans of its tokens, what is around it)."""
         pieces = (self.before(), self.ids(self.lead()), self.ids(self.question(sample)), self.ids(self.after(sample)))
         head, lead, question, tail = (torch.tensor(p, dtype=torch.long) for p in pieces)
-        return torch.tensor(self.ids(sample.document), dtype=torch.long), Prompt(head, lead, question, tail)
+        encoded = self.tokenizer(sample.document, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        document = torch.tensor(encoded["input_ids"], dtype=torch.long)
+        return document, list(encoded["offset_mapping"]), Prompt(head, lead, question, tail)
 
     def text(self, sample: Sample) -> str:
         """The whole prompt as text."""

@@ -46,10 +46,11 @@ class LocalModel:
 
     def answer(self, sample: Sample, stack: str, max_new_tokens: int) -> Outcome:
         """Read and answer one sample under `stack`. Raises StackRefused and what the stack raises."""
-        document, prompt = self.sizes.prompt(sample)
+        document, offsets, prompt = self.sizes.prompt(sample)
         with quiet(), make_stack(stack).on(self.model, threads=self._threads) as run:
-            text, offsets = self._characters(sample)
-            reader = Reader(run, self.tokenizer, [prompt], document, None, None, None, self.name, text, offsets)
+            reader = Reader(
+                run, self.tokenizer, [prompt], document, None, None, None, self.name, sample.document, offsets
+            )
             if self.window and len(prompt) + max_new_tokens >= self.window and len(document):
                 raise StackRefused(stack, [f"question and answer alone fill the window of {self.window:,} tokens"])
             choice = reader.choose(0, max_new_tokens)
@@ -66,11 +67,6 @@ class LocalModel:
             self._evidence(sample, got, offsets),
             ledger.notes,
         )
-
-    def _characters(self, sample: Sample) -> tuple[str, list[tuple[int, int]]]:
-        """(the document, the characters of each of its tokens)."""
-        encoded = self.tokenizer(sample.document, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        return sample.document, list(encoded["offset_mapping"])
 
     def _evidence(self, sample: Sample, got: Reading, offsets: list[tuple[int, int]]) -> list[dict[str, Any]]:
         """The strongest passages of the document, as far as it was read."""

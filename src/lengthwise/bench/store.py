@@ -76,7 +76,7 @@ class Store:
 
 def parse_rows(text: str, where: Path) -> Iterator[Row]:
     """The rows of a results file. Raises BadInput that names the first line that is none."""
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.removesuffix("\n").split("\n") if text else [], 1):
         try:
             row = json.loads(line)
             if row["version"] != VERSION:

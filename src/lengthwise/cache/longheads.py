@@ -108,6 +108,7 @@ class Longheads(Positions, Selects):
         turned, wanted = turned.reshape(view.facts.kv_heads, -1, dim), picked.reshape(view.facts.kv_heads, -1)
         out = torch.zeros(turned.shape, device=view.q.device)
         lse = torch.zeros(turned.shape[:2], device=view.q.device)
+        logits = None if view.added is None else lse.new_zeros(*lse.shape, self.chunk)
         for b in wanted.unique().tolist():
             keys, values = self._chunk(view, b)
             for h in range(view.facts.kv_heads):
@@ -117,8 +118,13 @@ class Longheads(Positions, Selects):
                 q, k_h, v_h = turned[h : h + 1, asking], keys[h : h + 1], values[h : h + 1]
                 some = attend.partial(q, k_h, v_h, scale=view.scale, softcap=view.softcap)
                 out[h, asking], lse[h, asking] = some[0][0].float(), some[1][0].float()
+                if logits is not None:
+                    logits[h, asking] = attend.logits(q, k_h, scale=view.scale, softcap=view.softcap)[0]
                 view.receipt.pairs += len(asking) * self.chunk
                 view.receipt.bytes_read += 2 * k_h.numel() * k_h.element_size()
+        if view.added is not None and logits is not None:
+            places = view.kv.positions[wanted[..., None] * self.chunk + torch.arange(self.chunk)]
+            view.added.append((places.view(heads, rows, -1), logits.view(heads, rows, -1)))
         out, lse = out.view(heads, rows, k - 2, dim), lse.view(heads, rows, k - 2)
         return [attend.merge([(out[:, :, r], lse[:, :, r]) for r in range(k - 2)])]
 

@@ -116,6 +116,7 @@ class Squeezed(Selects):
         out = torch.zeros(queries.shape, device=view.q.device)
         lse = torch.full(queries.shape[:2], float("-inf"), device=view.q.device)
         keys, values = view.kv.keys[NATIVE].read(0, count), view.kv.values.read(0, count)
+        logits = None if view.added is None else lse.new_full((*lse.shape, count), float("-inf"))
         for h, q in enumerate(queries):
             wanted = self._look_up(view, h, q)
             slots = wanted.any(0)[labels[h].to(q.device)].nonzero()[:, 0]
@@ -125,8 +126,13 @@ class Squeezed(Selects):
             k, v = keys[h].index_select(0, slots), values[h].index_select(0, slots)
             some = attend.partial(q[None], k[None], v[None], scale=view.scale, mask=mask, softcap=view.softcap)
             out[h], lse[h] = some[0][0].float(), some[1][0].float()
+            if logits is not None:
+                found = attend.logits(q[None], k[None], scale=view.scale, mask=mask, softcap=view.softcap)
+                logits[h, :, slots] = found[0]
             view.receipt.pairs += int(mask.sum())
             view.receipt.bytes_read += 2 * k.numel() * k.element_size()
+        if view.added is not None and logits is not None:
+            view.added.append((view.kv.positions[:count], logits.reshape(heads, rows, count)))
         return [(out.reshape(heads, rows, dim), lse.reshape(heads, rows))]
 
     def _ended(self, view: View) -> bool:

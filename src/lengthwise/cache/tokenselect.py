@@ -112,6 +112,9 @@ class Tokenselect(Positions, Selects):
         v = view.kv.values.gather(slots)
         view.receipt.pairs += view.q.shape[0] * rows * count
         view.receipt.bytes_read += 2 * k.numel() * k.element_size()
+        if view.added is not None:
+            logits = attend.logits(q, k, scale=view.scale, softcap=view.softcap)
+            view.added.append((view.kv.positions[slots], logits))
         return [attend.partial(q, k, v, scale=view.scale, softcap=view.softcap)]
 
     def _choose(self, view: View, first: int) -> Tensor:

@@ -30,6 +30,7 @@ EXTRAS = {
     "pdf": ("pypdf",),
     "endpoint": ("httpx",),
     "serve": ("fastapi", "uvicorn"),
+    "embed": ("sentence_transformers",),
     "ray": ("ray",),
 }
 ENABLES = {
@@ -37,6 +38,7 @@ ENABLES = {
     "pdf": "reading PDF files",
     "endpoint": "a model behind a server",
     "serve": "lengthwise proxy",
+    "embed": "code-split with an embedding model",
     "ray": "spreading a comparison over many processes",
 }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -89,6 +89,12 @@ class Run:
             if wanted != torch.get_num_threads():
                 torch.set_num_threads(wanted)
 
+    @property
+    def most_at_once(self) -> int:
+        """The most tokens of one sequence that a pass may read: a chunk must leave room for what is kept."""
+        keeps = self.plans["full"].keeps
+        return 1 << 40 if keeps is None else max(1, keeps.tokens_held(1 << 40, self.facts) // 4)
+
     def cache(self, expected: int = 0) -> Session:
         """A new cache: one reading of one batch. `expected` tokens, if known, are reserved at once."""
         return Session(self, expected)
@@ -134,9 +140,7 @@ class Run:
 
         `hidden` collects the last hidden states [B, chunk, H] of every chunk.
         """
-        keeps = self.plans["full"].keeps
-        if keeps is not None:  # a chunk must leave room for what is kept
-            chunk = min(chunk, max(1, keeps.tokens_held(1 << 40, self.facts) // 4))
+        chunk = min(chunk, self.most_at_once)
         positions = None if attention_mask is None else (attention_mask.long().cumsum(1) - 1).clamp(min=0)
         device = next(self.model.parameters()).device
         for a in range(cache.get_seq_length(), input_ids.shape[1], chunk):
@@ -211,18 +215,19 @@ class Run:
             changed = plan.rope is not self.ropes["full"] or plan.rotates_on_read
             self.ledger.acted[plan.position.spec.name] += moved or changed
 
-    def account(self, slot: LayerSlot) -> None:
-        """Write down what a layer holds after a forward pass."""
+    def account(self, slots: Sequence[LayerSlot]) -> None:
+        """Write down what a layer, one slot for each session of the pass, holds after a forward pass."""
+        slot, rows = slots[0], [kv for s in slots for kv in s.rows]
         receipt = self.ledger.layers[slot.index]
-        sizes = [kv.nbytes() for kv in slot.rows]
-        receipt.held_tokens = sum(kv.n for kv in slot.rows)
+        sizes = [kv.nbytes() for kv in rows]
+        receipt.held_tokens = sum(kv.n for kv in rows)
         receipt.held_bytes, receipt.disk_bytes = sum(s[0] for s in sizes), sum(s[1] for s in sizes)
         receipt.peak_bytes = max(receipt.peak_bytes, receipt.held_bytes)
-        receipt.evicted_tokens = sum(kv.evicted for kv in slot.rows)
+        receipt.evicted_tokens = sum(kv.evicted for kv in rows)
         for method in self.stack.methods:
             if slot.plan.kind == "full" and {"format", "tier"} & set(method.spec.seams):
                 self.ledger.consulted[method.spec.name] += 1
-                lanes = [lane for kv in slot.rows for lane in kv.lanes()]
+                lanes = [lane for kv in rows for lane in kv.lanes()]
                 self.ledger.acted[method.spec.name] += any(lane.cold_tokens > 0 for lane in lanes)
 
     def _check_fired(self, plain: int) -> None:

@@ -95,6 +95,12 @@ def merge(partials: Sequence[Partial]) -> Partial:
 
 def weights(q: Tensor, k: Tensor, lse: Tensor, *, scale: float, mask: Tensor | None, softcap: float | None) -> Tensor:
     """The softmax weights [Hq, C, S] float32 of one key set, given the logsumexp [Hq, C] over *all* key sets."""
+    found = logits(q, k, scale=scale, mask=mask, softcap=softcap)
+    return torch.exp(found - torch.where(lse.isinf(), 0.0, lse)[..., None])
+
+
+def logits(q: Tensor, k: Tensor, *, scale: float, mask: Tensor | None = None, softcap: float | None = None) -> Tensor:
+    """The scores [Hq, C, S] float32 of one key set, -inf where `mask` [C, S] is False."""
     heads, rows, dim = q.shape
     qf = q.reshape(k.shape[0], -1, dim).float() * scale
     scores = (qf @ k.float().transpose(1, 2)).view(heads, rows, -1)
@@ -102,7 +108,7 @@ def weights(q: Tensor, k: Tensor, lse: Tensor, *, scale: float, mask: Tensor | N
         scores = softcap * torch.tanh(scores / softcap)
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))
-    return torch.exp(scores - torch.where(lse.isinf(), 0.0, lse)[..., None])
+    return scores
 
 
 def _one_row(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Partial:

@@ -24,6 +24,7 @@ from lengthwise.core import fused
 from lengthwise.core.facts import LayerKind, ModelFacts, facts_of_config
 from lengthwise.core.rope import Apply, Identity, Rope
 from lengthwise.core.session import LayerSlot, Session
+from lengthwise.core.together import Together, TogetherSlot
 from lengthwise.errors import BadInput, LengthwiseError, SessionError
 
 NAME = "lengthwise"
@@ -62,7 +63,7 @@ class Attachment:
 class Pass:
     """The forward pass in progress: its session (None: a plain pass) and the attention it would have used."""
 
-    session: Session | None
+    session: Session | Together | None
     original: str
 
 
@@ -223,8 +224,8 @@ def detach(attachment: Attachment) -> None:
 def _before_pass(attachment: Attachment, original: str) -> Callable[..., None]:
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         cache = kwargs.get("past_key_values")
-        attachment.ours = isinstance(cache, Session)
-        if not isinstance(cache, Session):
+        attachment.ours = isinstance(cache, (Session, Together))
+        if not isinstance(cache, (Session, Together)):
             attachment.plain_passes += 1
             _current.set(Pass(None, original))
             return
@@ -261,7 +262,7 @@ def _after_pass(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 def _attention(
     module: nn.Module, query: Tensor, key: Any, value: Any, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, Tensor | None]:
-    if not isinstance(key, LayerSlot):
+    if not isinstance(key, (LayerSlot, TogetherSlot)):
         now = _current.get()
         original = now.original if now is not None else "sdpa"
         eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)

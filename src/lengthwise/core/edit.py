@@ -110,7 +110,7 @@ def replace(session: Session, ids: Tensor, start: int, stop: int, new: Tensor) -
     for slot, tail in zip(session.layers, tails, strict=True):
         _append(slot.rows[0], tail, move, slot.plan.rope)
         slot.seen += count - stop
-        run.account(slot)
+        run.account([slot])
     session.end = session.get_seq_length()
     session.turn, session.last_was_decode = turn, decoded
     return Repair(stop - start, len(new), (count - stop) if move else 0)

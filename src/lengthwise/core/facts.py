@@ -12,7 +12,8 @@ LayerKind = Literal["full", "sliding", "other"]
 class ModelFacts:
     """Read from a transformers config (and, for dtype and device, from the loaded model).
 
-    `window` is the number of tokens that the model was trained to read (`max_position_embeddings`);
+    `window` is the number of tokens that the model was trained to read (`max_position_embeddings`, or what the model's
+    own YaRN makes of it);
     `head_dim` and `rotary_dim` are in elements; `sliding_window` is in tokens and holds for 'sliding' layers.
     """
 
@@ -55,6 +56,9 @@ def facts_of_config(config: Any, *, dtype_bytes: int = 2, device: str = "cpu") -
     rope = getattr(config, "rope_parameters", None) or {}
     if "full_attention" in rope:
         rope = rope["full_attention"] or {}
+    window = int(getattr(config, "max_position_embeddings", 0) or 0)
+    if rope.get("rope_type") == "yarn":  # some configs name the factor alone
+        window = max(window, int(float(rope.get("factor") or 1) * (rope.get("original_max_position_embeddings") or 0)))
     head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
     return ModelFacts(
         model_type=str(config.model_type),
@@ -63,7 +67,7 @@ def facts_of_config(config: Any, *, dtype_bytes: int = 2, device: str = "cpu") -
         kv_heads=int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads),
         head_dim=head_dim,
         hidden=int(config.hidden_size),
-        window=int(getattr(config, "max_position_embeddings", 0) or 0),
+        window=window,
         rope_type=str(rope.get("rope_type", "none")),
         rope_theta=float(rope.get("rope_theta", 0.0)),
         rotary_dim=int(head_dim * float(rope.get("partial_rotary_factor", 1.0))),

@@ -33,7 +33,8 @@ class View:
     `softcap` is the model's on attention logits; `ends_pass` says that no block of the forward pass follows.
     `surprise` [n] are the surprisals -ln p(x_i | x_<i) of the held slots in nats and `ages` [n] the turns since they
     were read, for methods that ask for them.
-    `state` is the method's own memory for this layer and sequence.
+    `state` is the method's own memory for this layer and sequence. `added` takes, for every set of keys that `extras`
+    adds, their positions ([S], or [H, C, S] where heads differ) and logits [Hq, C, S]; None when nobody watches.
     """
 
     layer: int
@@ -50,6 +51,7 @@ class View:
     ages: Tensor | None = None
     raw: bool = False
     state: dict[str, Any] = field(default_factory=dict)
+    added: list[tuple[Tensor, Tensor]] | None = None
 
     @property
     def start(self) -> int:
@@ -98,7 +100,10 @@ class Selects(Method):
         return EVERYTHING
 
     def extras(self, view: View) -> list[Partial]:
-        """Further partials over keys that `visible` leaves out, for methods that choose keys per query and head."""
+        """Further partials over keys that `visible` leaves out, for methods that choose keys per query and head.
+
+        When `view.added` is a list, it is told which keys these were: that is how they become evidence.
+        """
         return []
 
     def tokens_seen(self, length: int, facts: ModelFacts) -> int | None:

@@ -182,6 +182,12 @@ class Session(Cache):  # type: ignore[misc]
 
     def attend(self, slot: LayerSlot, q: Tensor, scale: float, softcap: float | None) -> Tensor:
         """The attention step of one layer: q [B, Hq, C, D] -> [B, C, Hq, D]. The keys are those given to `update`."""
+        out = self.step(slot, q, scale, softcap)
+        self.run.account([slot])
+        return out
+
+    def step(self, slot: LayerSlot, q: Tensor, scale: float, softcap: float | None) -> Tensor:
+        """As `attend`, without writing down what the layer holds now."""
         assert slot.new is not None
         assert self.pads is not None
         k, v = slot.new
@@ -194,7 +200,6 @@ class Session(Cache):  # type: ignore[misc]
                 block = Block(slot, row, q[row, :, a:b], k[row, :, a:b], v[row, :, a:b], slot.seen + a - pad)
                 out[row, a:b] = step.attend(self, block, scale, softcap).transpose(0, 1)
         slot.seen += columns
-        self.run.account(slot)
         return out
 
     def _blocks(self, start: int, stop: int, offset: int) -> Iterator[tuple[int, int]]:

@@ -59,6 +59,7 @@ def attend(session: Session, block: Block, scale: float, softcap: float | None) 
     slot_positions = torch.arange(kv.n) if plan.in_cache else kv.positions
     seen = _cut(session, plan, view, row, slot_positions)
     extras = []
+    view.added = [] if session.watch is not None and plan.kind == "full" else None
     for method in plan.selects:
         view.state = session.states[view.layer, row, method.spec.name]
         found = method.extras(view)
@@ -128,7 +129,7 @@ def _observe(session: Session, plan: LayerPlan, scorer: Scorer, row: int, seen: 
         session.run.ledger.consulted[observer.spec.name] += 1
         if observer.watching(view):
             wanting.append(observer)
-    watch = session.watch if plan.kind == "full" else None
+    watch = None if view.added is None else session.watch
     if not wanting and watch is None:
         return
     if watch is None and plan.scores is None:
@@ -141,3 +142,6 @@ def _observe(session: Session, plan: LayerPlan, scorer: Scorer, row: int, seen: 
         if watch is not None:
             places = view.kv.head_positions[:, slots] if view.kv.heads_differ else view.kv.positions[slots]
             watch.add(row, places, weights)
+    if watch is not None:
+        for places, logits in view.added or ():
+            watch.add(row, places, torch.exp(logits - lse[..., None]))

@@ -49,9 +49,9 @@ class Watch:
         self.mass: dict[int, Tensor] = {}
 
     def add(self, row: int, positions: Tensor, weights: Tensor) -> None:
-        """Weights [Hq, C, S] on positions [S], or [Hkv, S] where key heads hold different tokens."""
+        """Weights [Hq, C, S] on positions [S]; [H, S] or [H, C, S] where heads differ, each for Hq / H in a row."""
         mass = self.mass.get(row, torch.empty(0))
-        top = int(positions[..., -1].max()) + 1
+        top = int(positions.max()) + 1
         if top > len(mass):
             mass = torch.cat([mass, torch.zeros(max(top, 2 * len(mass)) - len(mass))])
         if positions.dim() == 1:
@@ -59,6 +59,7 @@ class Watch:
         else:
             heads, rows = positions.shape[0], weights.shape[1]
             strongest = weights.unflatten(0, (heads, -1)).amax(1).transpose(0, 1).flatten(1).float().cpu()
-            places = positions.flatten().expand(rows, -1)
+            places = positions.cpu() if positions.dim() == 3 else positions[:, None].expand(-1, rows, -1)
+            places = places.transpose(0, 1).flatten(1)
             mass[:top] += torch.zeros(rows, top).scatter_reduce_(1, places, strongest, "amax").sum(0)
         self.mass[row] = mass

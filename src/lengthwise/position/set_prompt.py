@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -39,7 +39,8 @@ class SetPrompt(Positions, Selects):
     """The sub-sequences of a set all begin at the position where the set begins, and do not see each other.
 
     What follows a set sees all of it, and stands behind the longest of its sub-sequences. So the model cannot tell in
-    which order they came: the outputs are those of a set. `from_text` makes tokens and parts from a marked prompt.
+    which order they came: the outputs are those of a set. `from_text` makes tokens and parts from a marked prompt;
+    `ask` reads several files as a set.
     """
 
     parts: str | None = param(
@@ -76,7 +77,8 @@ class SetPrompt(Positions, Selects):
         reasons = one_block_each(self, others)
         if self.parts is None:
             reasons.append(
-                "say where sub-sequences lie, as parts=12-20-31 (from_text of lengthwise.position.set_prompt does it)"
+                "say where sub-sequences lie, as parts=12-20-31 (lengthwise ask makes one of each of several files, "
+                "from_text of lengthwise.position.set_prompt one of each marked text)"
             )
         parallel = any(len(edges) > 2 for edges in self.sets)
         if model is not None and parallel and "sliding" in model.layer_kinds:
@@ -94,6 +96,10 @@ class SetPrompt(Positions, Selects):
         except ValueError:
             self.require(False, f"parts={self.parts} is not like 12-20-31, or 12-20-31/40-44-48")
             raise
+
+    def over(self, edges: Sequence[int]) -> SetPrompt:
+        """The same with one set, whose sub-sequences begin and end at the tokens `edges`."""
+        return replace(self, parts="-".join(map(str, edges)))
 
     def rotation(self) -> Shifted:
         """Where tokens stand."""

@@ -156,7 +156,7 @@ class LazySession(Session):
         receipt.queries += len(rows)
         receipt.dense_pairs += q.shape[1] * (self.new * before + self.new * (self.new + 1) // 2)
         slot.seen = len(self.depth)
-        self.run.account(slot)
+        self.run.account([slot])
         return torch.cat(outs, 1).transpose(0, 1)[None].to(q.dtype)
 
     def _last_weights(

@@ -18,6 +18,7 @@ from torch import Tensor
 from lengthwise.core.seams import Choice, Look, Prompts
 from lengthwise.core.spec import Spec, param
 from lengthwise.errors import BadInput
+from lengthwise.prompt._encoder import embed
 
 SHARP = 10.0  # of the softmax over blocks: cosines lie too close together to choose by themselves
 Span = tuple[int, int]  # lines [first, last), or characters, or tokens [start, end)
@@ -34,13 +35,18 @@ class CodeSplit(Prompts):
     the head of a compound one; a block is `window` pieces, and one begins every `step`. The best functions that fit the
     window go before the model, in order.
     encoder=words: the words of names, comments and strings (get_userName is get, user, name), each weighted by how few
-    blocks hold it. encoder=model: the mean of the model's own last hidden states, which reads every block.
+    blocks hold it. encoder=model: the mean of the model's own last hidden states, which reads every block. Any other
+    encoder is a folder or a hub id: the paper's way, with an embedding model that was trained for it.
     """
 
     window: int = param(32, "pieces of a block")
     step: int = param(16, "pieces from the beginning of one block to that of the next")
     top: int = param(8, "functions that are kept, as far as they fit the window")
-    encoder: Literal["words", "model"] = param("words", "what a block becomes: weighted words, or mean hidden states")
+    encoder: str = param(
+        "words",
+        "what makes a block a vector: words (weighted ones), model (its mean hidden states), or an embedding model: a "
+        "folder (./name) or a hub id (org/name)",
+    )
     pool: Literal["max", "attention", "mean"] = param("max", "how the blocks of a function become one")
 
     spec: ClassVar[Spec] = Spec(
@@ -53,10 +59,10 @@ class CodeSplit(Prompts):
         papers=(29,),
         source="arXiv 2208.11271, sections 3.1 to 3.3; window and step of its best setting",
         exact_when="the text and the question fit the window",
-        refuses="nothing",
-        simplified="Python only; the paper's encoders and its attention over blocks are trained: here the encoder is "
-        "weighted words or the model's own hidden states, and pool=attention has the question in place of the trained "
-        "vector; text that is no Python is cut at blank lines",
+        refuses="an encoder that is not there",
+        simplified="Python only; the paper's attention over blocks is trained: here pool=attention has the question in "
+        "place of the trained vector; by default the encoder is weighted words; what an embedding model reads is not "
+        "in the ledger; text that is no Python is cut at blank lines",
         bounded=True,
         neutral={},
         test="tests/oracle/test_code_split.py",
@@ -66,13 +72,15 @@ class CodeSplit(Prompts):
         """Blocks that move forward, leave nothing out, and something is kept."""
         self.require(1 <= self.step <= self.window, "step must be at least 1 and at most window")
         self.require(self.top >= 1, "top must be at least 1")
+        known = self.encoder in ("words", "model") or "/" in self.encoder
+        self.require(known, f"encoder={self.encoder} is not words, model, a folder (./name) or a hub id (org/name)")
 
     def choose(self, length: int, limit: int, look: Look) -> Choice:
         """The `top` functions of highest score, as far as they fit; everything when it fits."""
         if length <= limit:
             return Choice(((0, length),))
         units = [(unit, blocks(pieces, self.window, self.step)) for unit, pieces in split(look.text)]
-        encode = self._by_words if self.encoder == "words" else self._by_model
+        encode = {"words": self._by_words, "model": self._by_model}.get(self.encoder, self._by_encoder)
         scores = encode(look, [inner for _, inner in units])
         found = [(*tokens_of(*unit, look.offsets), score) for (unit, _), score in zip(units, scores, strict=True)]
         kept: list[Span] = []
@@ -88,7 +96,7 @@ class CodeSplit(Prompts):
     def passes(self, length: int, limit: int) -> list[tuple[int, int]] | None:
         """Blocks read one by one when the model encodes them, and what is chosen."""
         last = (min(length, limit), 1)
-        return [last] if length <= limit or self.encoder == "words" else [(64, math.ceil(length / 32)), last]
+        return [last] if length <= limit or self.encoder != "model" else [(64, math.ceil(length / 32)), last]
 
     def _by_words(self, look: Look, units: list[list[Span]]) -> list[float]:
         counts = [[Counter(words(look.text[a:b])) for a, b in unit] for unit in units]
@@ -113,6 +121,12 @@ class CodeSplit(Prompts):
         found = [torch.stack([look.embed(*tokens_of(a, b, look.offsets)) for a, b in unit]) for unit in units]
         middle = torch.cat(found).mean(0)  # what all hidden states share says nothing
         return [similarity(question - middle, blocks - middle, self.pool) for blocks in found]
+
+    def _by_encoder(self, look: Look, units: list[list[Span]]) -> list[float]:
+        every = embed(self.encoder, tuple(look.text[a:b] for unit in units for a, b in unit))
+        question = embed(self.encoder, (look.question,))[0]
+        found = every.split([len(unit) for unit in units])
+        return [similarity(question, blocks, self.pool) for blocks in found]
 
 
 def similarity(question: Tensor, found: Tensor, pool: str) -> float:

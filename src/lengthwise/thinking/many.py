@@ -162,7 +162,13 @@ async def think_all(
                 return
             problem = keys[key]
             row: Row = {"version": VERSION, "key": key, "id": problem.id, "line": problem.line, **run}
-            row |= {"status": "done", "error": "", "expected": problem.answer, "right": None}
+            row |= {
+                "messages": [dict(m) for m in problem.messages],
+                "status": "done",
+                "error": "",
+                "expected": problem.answer,
+                "right": None,
+            }
             try:
                 thought = await think(
                     problem.messages,

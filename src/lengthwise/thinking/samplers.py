@@ -39,7 +39,7 @@ def open_sampler(
             raise BadInput("--tokenizer and --continuation are for an endpoint: give --endpoint, or leave them out")
         from lengthwise.thinking.local import LocalSampler
 
-        return LocalSampler(model or DEFAULT_MODEL, stack=stack, tags=tags, dtype=dtype)  # type: ignore[arg-type]
+        return LocalSampler(model or DEFAULT_MODEL, stack=stack, tags=tags, dtype=dtype)
     if not model:
         raise BadInput("name the model of the endpoint with --model")
     if stack != "dense" or dtype is not None:

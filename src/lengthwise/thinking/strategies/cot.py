@@ -7,10 +7,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from lengthwise.core.spec import param
 from lengthwise.errors import BadInput
+from lengthwise.thinking.steps import steps
 from lengthwise.thinking.strategy import Asks, Strategy, StrategySpec
 
 if TYPE_CHECKING:
@@ -21,8 +22,9 @@ if TYPE_CHECKING:
 class Cot(Asks):
     """Zero-shot: `trigger` follows the question. Few-shot: worked examples stand before it, and no trigger.
 
-    Examples are lines of JSON, {"question", "reasoning", "answer"}; `shots` of them are used, from the first. One works
-    best with models that reason by themselves, and makes them go over their work less often (paper 154).
+    Examples are lines of JSON, {"question", "reasoning", "answer"}; `shots` of them are used: the first ones, or those
+    whose reasoning has the most steps (complexity-based prompting, paper 12). One works best with models that reason by
+    themselves, and makes them go over their work less often (paper 154).
     """
 
     spec: ClassVar[StrategySpec] = StrategySpec(
@@ -30,9 +32,9 @@ class Cot(Asks):
         summary="asks for steps, with a sentence or with worked examples",
         formula="question + trigger, or Q: q_i A: r_i The answer is a_i. ... Q: question A:",
         parts=("problem",),
-        papers=(147, 154),
+        papers=(147, 154, 12),
         source="Zero-shot-CoT (https://arxiv.org/abs/2205.11916), sec. 3; In-context learning with less overthinking "
-        "(https://arxiv.org/abs/2503.19602)",
+        "(https://arxiv.org/abs/2503.19602); Complexity-based prompting (https://arxiv.org/abs/2210.00720), sec. 3",
         main="examples",
         simplified="the trigger ends the user's message instead of beginning the answer; the papers' examples do not "
         "come with it; the answer is extracted in a second stage only with `+ two-stage`",
@@ -40,6 +42,7 @@ class Cot(Asks):
     )
     examples: str | None = param(None, "a file of worked examples (JSONL); without it, zero-shot")
     shots: int = param(1, "how many examples of the file are used")
+    pick: Literal["first", "complex"] = param("first", "the first examples of the file, or those with the most steps")
     trigger: str = param("Let's think step by step.", "what follows the question, zero-shot")
 
     def validate(self) -> None:
@@ -63,7 +66,10 @@ class Cot(Asks):
         if self.examples is None:
             text = f"{last['content'].rstrip()}\n{self.trigger}"
         else:
-            shown = read_examples(self.examples)[: self.shots]
+            there = read_examples(self.examples)
+            if self.pick == "complex":
+                there = tuple(sorted(there, key=lambda example: -len(steps(example[1]))))
+            shown = there[: self.shots]
             worked = [f"Q: {q}\nA: {r} The answer is {a}.\n\n" for q, r, a in shown]
             text = "".join(worked) + f"Q: {last['content'].strip()}\nA:"
         return [*messages[:-1], {**last, "content": text}]
