@@ -65,7 +65,7 @@ more=(
   "yarn:factor=$factor + pyramidkv:budget=256"
   "yarn:factor=$factor + lazy-eviction:budget=256,window=32"
   "yarn:factor=$factor + gemfilter:top=256"
-  lazyllm
+  "yarn:factor=$factor + lazyllm"
   "yarn:factor=$twice + jrt"
   "yarn:factor=$factor + alr2:facts=32"
 )

@@ -202,17 +202,18 @@ def test_refusals(stack: str, says: str) -> None:
         lengthwise.stack(stack).on(small_reader.model())
 
 
-def test_beside_a_method_of_one_frame_and_in_a_batch() -> None:
+@pytest.mark.parametrize("position", ["linear:factor=2.0", "yarn:factor=2.0", "abf:logn=true,exempt=0"])
+def test_beside_a_method_of_one_frame_and_in_a_batch(position: str) -> None:
     model = small_reader.model()
-    ids = torch.randint(0, 300, (1, 60), generator=torch.Generator().manual_seed(2))
-    with lengthwise.stack("linear:factor=2.0").on(model) as run, torch.no_grad():
+    length = model.config.max_position_embeddings + 60  # beyond which abf scales the logits
+    ids = torch.randint(0, 300, (1, length), generator=torch.Generator().manual_seed(2))
+    with lengthwise.stack(position).on(model) as run, torch.no_grad():
         want = model(ids, past_key_values=run.cache()).logits
     with (
-        lengthwise.stack("lazyllm:keep=1.0 + linear:factor=2.0").on(model) as run,
+        lengthwise.stack(f"lazyllm:keep=1.0 + {position}").on(model) as run,
         lazy(run) as session,
         torch.no_grad(),
     ):
-        run.ledger.consulted["linear"] += 1
         torch.testing.assert_close(model(ids, past_key_values=session).logits, want, atol=1e-5, rtol=1e-4)
         with pytest.raises(BadInput, match="one sequence"):
             model(ids.repeat(2, 1), past_key_values=LazySession(run, {}, "lazyllm"))

@@ -119,6 +119,11 @@ class LazySession(Session):
         assert slot.new is not None
         (k, v), slot.new = slot.new, None
         kv, rows, active, where = slot.rows[0], self.rows, self.active, self.slots[slot.index]
+        position = slot.plan.position
+        if position is not None:
+            factor = position.query_factor(self.run.facts, rows, slot.index)
+            q = q if factor is None else q * factor.to(q)[:, None]
+            self.run.count(slot.plan, [], 0)
         if kv.n == 0:  # what stays behind here takes no room
             kv.reserve(len(rows) + SPARE, 1 << 40)
         where[rows] = torch.arange(kv.n, kv.n + len(rows))
