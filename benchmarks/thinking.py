@@ -5,8 +5,9 @@
 
 Problems are drawn from `lengthwise.bench.problems`, kinds in turn, of the harder half of their levels; chains at
 temperature 1. Intervals of accuracy are Wilson's, 95 %; tokens are means over problems: `thinking` those of all chains,
-cancelled ones up to where they were, `all` with answers, verifications and trials, `waiting` those one after another.
-`step_checker` (beside this file) stands for a verifier: it reads the question, not the answer. Runs resume.
+put text included, cancelled ones up to where they were, `all` with answers, verifications and trials, without put text,
+`waiting` those one after another. `step_checker` (beside this file) stands for a verifier: it reads the question, not
+the answer. Runs resume.
 """
 
 from __future__ import annotations
@@ -30,8 +31,9 @@ from lengthwise.thinking.many import Problem, think_all
 from thinking_votes import draw_problems
 
 CHECKER = "verifier=step_checker:check"
+CHECK = "more-think:times=1,words=wait; check:"  # the words that the model was trained on
 STRATEGIES = {
-    "one chain": ["plain", "zero-think", "less-think", "more-think:times=1", "more-think:times=3", "two-stage", "cntp"],
+    "one chain": ["plain", "zero-think", "less-think", "more-think:times=1", CHECK, "two-stage", "cntp"],
     "budget": [f"budget:{n}" for n in (10, 20, 40, 60, 80, 120)],
     "stop-temperature": [f"stop-temperature:{t}" for t in (0.5, 0.8, 1.5, 3)],
     "early-exit": [
@@ -40,7 +42,12 @@ STRATEGIES = {
     ],
     "majority": [f"majority:{k}" for k in (2, 4, 8)],
     "short-m@k": ["short-m@k:m=1,k=4", "short-m@k:m=1,k=8", "short-m@k:m=3,k=8", "short-m@k:m=3,k=8 + budget:60"],
-    "other votes": ["complexity:m=5,k=8", "internal-consistency:8", "divide-conquer:k=4"],
+    "other votes": [
+        "complexity:m=5,k=8",
+        "internal-consistency:8",
+        "divide-conquer:k=4,how=again",
+        "cntp + majority:3",
+    ],
     "with a verifier": [
         f"best-of-n:k=8,{CHECKER}",
         f"pessimistic:k=8,{CHECKER}",

@@ -32,7 +32,7 @@ class PassKey(Task):
         key = digits(draw, 5)
         where = draw.random() if depth is None else depth
         noise = replace(room, filler=filler("noise", draw))
-        query = Query("What is the pass key?", "The pass key is", f" {key}.")
+        query = Query("Which number is the pass key? Answer with the number.", "The pass key is", f" {key}.")
         return noise.fill(
             [(where, f" The pass key is {key}. Keep it in mind. {key} is the pass key.")],
             lambda document, spans: Sample(document, query.question, query.answer, [key], query.prefix, needles=spans),
