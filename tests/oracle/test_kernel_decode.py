@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lengthwise.core import attend
 from lengthwise.errors import BadInput
-from lengthwise.kernels import build, library
+from lengthwise.kernels import BlockLists, library
 from lengthwise.kernels.decode import cpu, decode, naive
 from lengthwise.kernels.decode.request import Request
 from lengthwise.kernels.library import Coded
@@ -24,14 +24,6 @@ from lengthwise.kernels.library import Coded
 NAN = float("nan")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 needs_kernels = pytest.mark.skipif(not library.available(), reason=library.describe())
-
-
-@pytest.fixture(params=build.ISAS)
-def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    if request.param not in library.available():
-        pytest.skip(f"{request.param} cannot run here")
-    monkeypatch.setenv("LENGTHWISE_ISA", request.param)
-    return request.param
 
 
 def lane(x: Tensor, dtype: torch.dtype, seen: Tensor) -> Tensor:
@@ -168,6 +160,15 @@ def test_one_row_of_seen_may_be_flat(isa: str) -> None:
     flat = decode(**{**a, "seen": a["seen"][0]})
     assert torch.equal(flat[0], out)
     assert torch.equal(flat[1], lse)
+
+
+@pytest.mark.parametrize("other", [[], [1], [3, 4]])
+def test_block_lists_as_pages(other: list[int]) -> None:
+    mask = torch.zeros(2, 1, 5, dtype=torch.bool)
+    mask[0, 0, [0, 2]] = mask[1, 0, other] = True
+    pages = BlockLists.of(mask).pages()
+    assert pages.dtype == torch.int32
+    assert pages.tolist() == [[0, 2], [*other, -1, -1][:2]]
 
 
 @pytest.mark.parametrize("softcap", [0.5, 5.0, 50.0])
@@ -333,6 +334,8 @@ def test_the_c_side_refuses_sizes(change: dict[str, Any]) -> None:
         ({"softcap": 0.0}, "softcap"),
         ({"softcap": NAN}, "softcap"),
         ({"pages": torch.zeros(1, 2)}, "pages must be int32"),
+        ({"pages": torch.tensor([[0, 5]], dtype=torch.int32)}, "block (id )?outside the"),
+        ({"pages": torch.tensor([[-2, 0]], dtype=torch.int32)}, "block (id )?outside the"),
         ({"pages": torch.zeros(3, 2, dtype=torch.int32)}, "one for each of 2 KV heads"),
         ({"seen": torch.ones(1, 299, dtype=torch.bool)}, "seen covers 299"),
         ({"seen": torch.ones(1, 300)}, "seen must be bool"),

@@ -29,8 +29,7 @@ def keys(view: View) -> Tensor:
 def limits(view: View) -> Tensor:
     """Blocks up to the last query of every 64: int64 [QB]."""
     n, count = view.kv.n, len(view.positions)
-    last = torch.arange(n - count, n, SLOTS).add(SLOTS).clamp(max=n)
-    return (last + SLOTS - 1) // SLOTS
+    return torch.arange(n - count + 2 * SLOTS - 1, n + 2 * SLOTS - 1, SLOTS).clamp(max=n + SLOTS - 1) // SLOTS
 
 
 def both_ends(stop: Tensor, sinks: int, local: int) -> Tensor:

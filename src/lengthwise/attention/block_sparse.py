@@ -64,11 +64,11 @@ class BlockSparse(Blocks):
     def lists(self, view: View) -> BlockLists | None:
         """The lists of every 64 queries; None while everything is seen anyway."""
         always = _blocks.blocks_of(self.sinks), _blocks.blocks_of(self.window) + 1
-        stop = _blocks.limits(view)
         if len(view.positions) == 1:
-            if self.top == 0 or int(stop[0]) <= sum(always) + self.top:
+            if self.top == 0 or _blocks.blocks_of(view.kv.n) <= sum(always) + self.top:
                 return None
             return _blocks.best_by_bounds(view, self.top, *always)
+        stop = _blocks.limits(view)
         if self.mass == 1 or int(stop.max()) <= sum(always):
             return None
         wanted, held = self._estimate(view), _blocks.both_ends(stop, *always)

@@ -26,7 +26,7 @@ Inside = Callable[[], bool]  # whether the forward pass in progress is one of ou
 
 def usable(x: Tensor) -> bool:
     """Whether the compiled kernels can take `x`."""
-    return x.device.type == "cpu" and not torch.is_grad_enabled() and kernels.backend() == "cpu"
+    return x.is_cpu and not torch.is_grad_enabled() and kernels.backend(x.device) == "cpu"
 
 
 def swap(model: nn.Module, inside: Inside) -> list[nn.Module]:
@@ -62,7 +62,7 @@ def turns_halves(apply: Any) -> bool:
 
 
 def _linear(module: Any, inside: Inside, x: Tensor) -> Tensor:
-    if x.numel() != x.shape[-1] or not inside() or not usable(x):
+    if x.numel() != x.shape[-1] or not inside():
         return nn.Linear.forward(module, x)
     return kernels.linear(x, module.weight, module.bias)
 

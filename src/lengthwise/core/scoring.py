@@ -125,7 +125,7 @@ class Scorer:
         view, n = self.view, self.view.kv.n
         whole = Reach(PLAIN[0], (), slice(0, n))
         q, (k, v) = self._queries(whole), self._keys(slice(0, n), whole)
-        if q.shape[1] == 1 and lists.columns is None and len(lists.offsets) in (1, k.shape[0]):
+        if q.shape[1] == 1 and lists.columns is None and lists.offsets.shape[0] in (1, k.shape[0]):
             o, lse, pairs = kernels.decode(
                 q[:, 0], k, v, pages=lists.pages(), length=n, scale=view.scale, softcap=view.softcap
             )
@@ -142,7 +142,7 @@ class Scorer:
                 softcap=view.softcap,
             )
         view.receipt.pairs += pairs
-        read = len(lists.blocks) * SLOTS + (0 if lists.columns is None else len(lists.columns))
+        read = lists.blocks.numel() * SLOTS + (0 if lists.columns is None else lists.columns.numel())
         view.receipt.bytes_read += 2 * read * k.shape[2] * k.element_size()
         return out, lse
 

@@ -118,6 +118,7 @@ class Session(Cache):  # type: ignore[misc]
         self.last_was_decode = False
         self.broken = False
         self.memo: dict[tuple[Any, ...], Cut] = {}
+        self._ranges: dict[tuple[int, int], Tensor] = {}
         self.states: defaultdict[tuple[int, int, str], dict[str, Any]] = defaultdict(dict)
         self.surprise = Surprise()
         self.end = 0  # columns seen at the end of the forward pass in progress
@@ -173,6 +174,7 @@ class Session(Cache):  # type: ignore[misc]
             self.turn += 1
         self.last_was_decode = tokens == 1
         self.memo.clear()
+        self._ranges.clear()
         self.end = seen + tokens
         self.broken = True  # until `finish`
 
@@ -192,15 +194,22 @@ class Session(Cache):  # type: ignore[misc]
         assert self.pads is not None
         k, v = slot.new
         slot.new = None
-        columns = q.shape[2]
-        out = torch.zeros(q.shape[0], columns, q.shape[1], v.shape[3], dtype=q.dtype, device=q.device)
+        columns, rows = q.shape[2], []
         for row, pad in enumerate(self.pads):
             skip = min(max(0, pad - slot.seen), columns)
+            parts = [q.new_zeros(q.shape[1], skip, v.shape[3])] if skip else []
             for a, b in self._blocks(skip, columns, slot.seen - pad):
                 block = Block(slot, row, q[row, :, a:b], k[row, :, a:b], v[row, :, a:b], slot.seen + a - pad)
-                out[row, a:b] = step.attend(self, block, scale, softcap).transpose(0, 1)
+                parts.append(step.attend(self, block, scale, softcap))
+            rows.append(parts[0] if len(parts) == 1 else torch.cat(parts, 1))
         slot.seen += columns
-        return out
+        return (rows[0][None] if len(rows) == 1 else torch.stack(rows)).transpose(1, 2)
+
+    def positions(self, start: int, stop: int) -> Tensor:
+        """The positions [start, stop) as a tensor, which all layers of a forward pass share."""
+        if (start, stop) not in self._ranges:
+            self._ranges[start, stop] = torch.arange(start, stop)
+        return self._ranges[start, stop]
 
     def _blocks(self, start: int, stop: int, offset: int) -> Iterator[tuple[int, int]]:
         """The columns [start, stop) in blocks [a, b) that are scored at once; column c is at position c + offset."""

@@ -37,7 +37,7 @@ def attend(session: Session, block: Block, scale: float, softcap: float | None) 
     plan, row, q = block.slot.plan, block.row, block.q
     kv, pad, count = block.slot.rows[row], session.pads[row], block.q.shape[1]
     receipt = session.run.ledger.layers[block.slot.index]
-    tokens = torch.arange(block.start, block.start + count)
+    tokens = session.positions(block.start, block.start + count)
     rope = session.run.rope_at(session.end - pad) if plan.rotates_on_read else plan.rope
     if plan.position is not None:
         factor = plan.position.query_factor(session.run.facts, tokens, block.slot.index)
@@ -49,14 +49,14 @@ def attend(session: Session, block: Block, scale: float, softcap: float | None) 
         view.surprise = session.surprise.values[row][kv.positions]
         view.ages = session.turn - session.surprise.turns[row][kv.positions]
     _evict(session, plan, view, row)
-    view.positions = torch.arange(kv.n, kv.n + count) if plan.in_cache else tokens
+    view.positions = session.positions(kv.n, kv.n + count) if plan.in_cache else tokens
     rotate = rope.rotate if plan.raw else None
     keys = {
         r: block.k if r == UNROTATED or rotate is None else rotate(block.k, r.of(view.positions))
         for r in plan.key_layouts
     }
     kv.append(keys, block.v, tokens)
-    slot_positions = torch.arange(kv.n) if plan.in_cache else kv.positions
+    slot_positions = session.positions(0, kv.n) if plan.in_cache else kv.positions
     seen = _cut(session, plan, view, row, slot_positions)
     extras = []
     view.added = [] if session.watch is not None and plan.kind == "full" else None

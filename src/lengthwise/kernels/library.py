@@ -85,7 +85,7 @@ def lane(x: Tensor | Coded) -> Lane:
     """
     parts = (x.codes, x.low, x.step) if isinstance(x, Coded) else (x,)
     for part in parts:
-        if part.device.type != "cpu" or part.ndim != 3 or (part.shape[-1] > 1 and part.stride(-1) != 1):
+        if not part.is_cpu or part.ndim != 3 or (part.shape[-1] > 1 and part.stride(-1) != 1):
             raise BadInput(f"a kernel reads [H, S, D] on the CPU, contiguous in D, not {describe_tensor(part)}")
     if isinstance(x, Coded):
         strides = [s for part in parts for s in part.stride()[:2]]
@@ -93,7 +93,7 @@ def lane(x: Tensor | Coded) -> Lane:
         return Lane(*(part.data_ptr() for part in parts), *strides, _CODES, group)
     if x.dtype not in _DTYPES:
         raise BadInput(f"a kernel reads float32, bfloat16 and float16, not {describe_tensor(x)}")
-    return Lane(x.data_ptr(), None, None, *x.stride()[:2], 0, 0, 0, 0, _DTYPES[x.dtype], 0)
+    return Lane(x.data_ptr(), head=x.stride(0), token=x.stride(1), dtype=_DTYPES[x.dtype])
 
 
 def describe_tensor(x: Tensor) -> str:
@@ -156,13 +156,13 @@ def chosen() -> str | None:
 
     Raises BadInput for one that is not known, not compiled, or that this CPU lacks.
     """
-    from lengthwise.kernels.build import ISAS, built
-
     have, forced = available(), setting("LENGTHWISE_ISA")
     if not forced:
         return have[-1] if have else None
     if forced in have:
         return forced
+    from lengthwise.kernels.build import ISAS, built  # not above: an import costs much, and every call asks
+
     if forced not in ISAS:
         raise BadInput(f"LENGTHWISE_ISA={forced} is not an instruction set: use one of {', '.join(ISAS)}")
     why = "this CPU cannot run it" if forced in built().isas else "the kernels were not compiled for it"
@@ -174,7 +174,7 @@ def backend(device: torch.device | str = "cpu") -> str:
 
     Raises BadInput where `LENGTHWISE_KERNELS` names one that is not known or cannot run.
     """
-    forced, kind = setting("LENGTHWISE_KERNELS"), torch.device(device).type
+    forced, kind = setting("LENGTHWISE_KERNELS"), (torch.device(device) if isinstance(device, str) else device).type
     if not forced:
         return "flex" if kind == "cuda" else "cpu" if kind == "cpu" and chosen() else "naive"
     if forced not in BACKENDS:

@@ -5,7 +5,7 @@ Each position frame is one call over a `BlockMask` of its own; the results merge
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -15,96 +15,75 @@ from torch.nn.attention import flex_attention as torch_flex
 from torch.nn.attention.flex_attention import BlockMask
 
 from lengthwise.core import attend as partials
-from lengthwise.core.frames import FAR
 from lengthwise.kernels.attend import naive
-from lengthwise.kernels.attend.lists import SLOTS, BlockLists
-from lengthwise.kernels.attend.naive import Result
+from lengthwise.kernels.attend.lists import SLOTS
+from lengthwise.kernels.attend.request import Request, Result
 from lengthwise.kernels.library import Coded
 
 _TILE = 128  # queries of a block where no lists say otherwise
 
 
-def attend(
-    q: Sequence[Tensor],
-    k: Sequence[Tensor | Coded],
-    v: Tensor | Coded,
-    *,
-    q_positions: Tensor,
-    k_positions: Tensor,
-    lists: BlockLists | None = None,
-    frames: Sequence[tuple[int, int]] = ((0, FAR),),
-    rules: Sequence[tuple[int, int]] = (),
-    scale: float,
-    softcap: float | None = None,
-    threads: int | None = None,
-) -> Result:
+def attend(request: Request) -> Result:
     """As `lengthwise.kernels.attend`. Codes are decoded first; a NaN among the values counts as 0."""
-    if lists is not None and lists.columns is not None:  # a BlockMask has no single slots
-        return naive.attend(q, k, v, q_positions=q_positions, k_positions=k_positions, lists=lists, frames=frames,
-                            rules=rules, scale=scale, softcap=softcap)  # fmt: skip
-    (heads, rows, _), slots, device = q[0].shape, v.shape[1], q[0].device
-    blocks = -(-slots // SLOTS)
-    tile = lists.query_block if lists is not None else _TILE
-    if rows == 0 or slots == 0:
-        return q[0].new_zeros(heads, rows, v.shape[2]), torch.full((heads, rows), float("-inf"), device=device), 0
-    allowed = torch.ones(1, -(-rows // tile), blocks, dtype=torch.bool) if lists is None else lists.mask(blocks)
-    allowed = allowed.to(device)
+    r = request
+    if r.lists is not None and r.lists.columns is not None:  # a BlockMask has no single slots
+        return naive.attend(r)
+    like, blocks = r.q[0], -(-r.slots // SLOTS)
+    if r.rows == 0 or r.slots == 0:
+        return _nothing(r)
+    tile = r.lists.query_block if r.lists is not None else _TILE
+    allowed = torch.ones(1, -(-r.rows // tile), blocks, dtype=torch.bool) if r.lists is None else r.lists.mask(blocks)
+    allowed = allowed.to(like.device)
     # 0 * NaN is NaN: what nobody sees must not reach the sum
-    values = _plain(v, q[0]).nan_to_num(nan=0.0, posinf=float("inf"), neginf=float("-inf"))
+    values = _plain(r.v, like).nan_to_num(nan=0.0, posinf=float("inf"), neginf=float("-inf"))
     found, pairs = [], 0
-    for (low, high), query, key in zip(frames, q, k, strict=True):
-        seen = pairs_of_blocks(q_positions, k_positions, (low, high), rules, tile).to(device)
-        count = int((seen * allowed).sum()) * (heads // len(allowed))
+    for frame, query, key in zip(r.frames, r.q, r.k, strict=True):
+        seen = pairs_of_blocks(r, frame, tile).to(like.device)
+        count = int((seen * allowed).sum()) * (r.heads // len(allowed))
         if count == 0:
             continue
         pairs += count
-        mask = block_mask(q_positions, k_positions, allowed, seen, (low, high), rules, heads, tile)
-        found.append(_call(query, _plain(key, q[0]), values, mask, scale, softcap))
+        mask = block_mask(r, frame, allowed, seen, tile)
+        found.append(_call(query, _plain(key, like), values, mask, r.scale, r.softcap))
     if not found:
-        return q[0].new_zeros(heads, rows, v.shape[2]), torch.full((heads, rows), float("-inf"), device=device), 0
+        return _nothing(r)
     out, lse = partials.merge(found)
-    return out.to(q[0].dtype), lse, pairs
+    return out.to(like.dtype), lse, pairs
 
 
-def pairs_of_blocks(
-    q_positions: Tensor, k_positions: Tensor, frame: tuple[int, int], rules: Sequence[tuple[int, int]], tile: int
-) -> Tensor:
+def _nothing(r: Request) -> Result:
+    """What queries get that see no key."""
+    q = r.q[0]
+    return q.new_zeros(*q.shape[:2], r.value_dim), torch.full(q.shape[:2], float("-inf"), device=q.device), 0
+
+
+def pairs_of_blocks(r: Request, frame: tuple[int, int], tile: int) -> Tensor:
     """How many (query, key) pairs one head sees in each block of `tile` queries and 64 keys: int64 [QB, KB].
 
     Positions ascend, so the queries that see a key are a range.
     """
-    n, low = k_positions, max(frame[0], 0)
+    m, n, low = r.q_positions, r.k_positions, max(frame[0], 0)
     high = torch.full_like(n, frame[1])
-    for window, sinks in rules:
+    for window, sinks in r.rules:
         high = torch.where(n < sinks, high, high.clamp(max=window))
-    first, stop = torch.searchsorted(q_positions, n + low), torch.searchsorted(q_positions, n + high)
+    first, stop = torch.searchsorted(m, n + low), torch.searchsorted(m, n + high)
     counts = []
-    for a in range(0, len(q_positions), tile):
-        b = min(a + tile, len(q_positions))
+    for a in range(0, len(m), tile):
+        b = min(a + tile, len(m))
         inside = (stop.clamp(a, b) - first.clamp(a, b)).clamp(min=0)
         counts.append(torch.nn.functional.pad(inside, (0, -len(n) % SLOTS)).view(-1, SLOTS).sum(-1))
     return torch.stack(counts)
 
 
-def block_mask(
-    q_positions: Tensor,
-    k_positions: Tensor,
-    allowed: Tensor,
-    seen: Tensor,
-    frame: tuple[int, int],
-    rules: Sequence[tuple[int, int]],
-    heads: int,
-    tile: int,
-) -> BlockMask:
+def block_mask(r: Request, frame: tuple[int, int], allowed: Tensor, seen: Tensor, tile: int) -> BlockMask:
     """The mask of one frame, from the lists `allowed` [G, QB, KB] and the pairs `seen` [QB, KB] of every block."""
-    rows, slots = len(q_positions), len(k_positions)
-    device, spread = allowed.device, heads // len(allowed)
-    m, n = q_positions.to(device), k_positions.to(device)
+    device, spread = allowed.device, r.heads // len(allowed)
+    m, n = r.q_positions.to(device), r.k_positions.to(device)
     whole = seen == tile * SLOTS
     some, full = ((allowed & kind).repeat_interleave(spread, 0) for kind in ((seen > 0) & ~whole, whole))
     # bounds as tensors: another number must not compile again
     low, high = torch.tensor([max(frame[0], 0), frame[1]], device=device)
-    bounds = [tuple(torch.tensor(rule, device=device)) for rule in rules]
+    bounds = [tuple(torch.tensor(rule, device=device)) for rule in r.rules]
 
     def sees(batch: Tensor, head: Tensor, row: Tensor, slot: Tensor) -> Tensor:
         distance = m[row] - n[slot]
@@ -114,7 +93,7 @@ def block_mask(
         return mask
 
     return BlockMask.from_kv_blocks(
-        *_ordered(some), *_ordered(full), BLOCK_SIZE=(tile, SLOTS), mask_mod=sees, seq_lengths=(rows, slots)
+        *_ordered(some), *_ordered(full), BLOCK_SIZE=(tile, SLOTS), mask_mod=sees, seq_lengths=(r.rows, r.slots)
     )
 
 

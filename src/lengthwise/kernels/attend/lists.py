@@ -70,6 +70,8 @@ class BlockLists:
         if self.columns is not None:
             raise BadInput("pages are whole blocks: block lists with columns have none")
         lists = [self.blocks[a:b] for a, b in self.offsets[:, :2].tolist()]
+        if len({x.shape for x in lists}) == 1:  # as `top_blocks` makes them
+            return torch.stack(lists)
         return torch.nn.utils.rnn.pad_sequence(lists, batch_first=True, padding_value=-1)
 
     def mask(self, key_blocks: int) -> Tensor:

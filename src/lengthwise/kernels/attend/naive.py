@@ -2,57 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-from lengthwise.core.frames import FAR
 from lengthwise.kernels.attend.lists import SLOTS, BlockLists
+from lengthwise.kernels.attend.request import Request, Result
 from lengthwise.kernels.library import Coded
 
-Result = tuple[Tensor, Tensor, int]
 _ROWS = 256  # queries at a time: bounds the masks and scores
 
 
-def attend(
-    q: Sequence[Tensor],
-    k: Sequence[Tensor | Coded],
-    v: Tensor | Coded,
-    *,
-    q_positions: Tensor,
-    k_positions: Tensor,
-    lists: BlockLists | None = None,
-    frames: Sequence[tuple[int, int]] = ((0, FAR),),
-    rules: Sequence[tuple[int, int]] = (),
-    scale: float,
-    softcap: float | None = None,
-    threads: int | None = None,
-) -> Result:
-    """The oracle of `lengthwise.kernels.attend`: same arguments, same result, on any device."""
-    heads, rows, slots = *q[0].shape[:2], v.shape[1]
-    spread = heads // v.shape[0]
-    keys, values = [_plain(x).repeat_interleave(spread, 0) for x in k], _plain(v).repeat_interleave(spread, 0)
-    outs, lses, pairs = [q[0].new_empty(heads, 0, v.shape[2])], [keys[0].new_empty(heads, 0)], 0
-    for a in range(0, rows, _ROWS):
-        b = min(a + _ROWS, rows)
-        distance = q_positions[a:b, None] - k_positions[None]
-        allowed = listed(lists, heads, a, b, slots).to(distance.device)
-        for window, sinks in rules:
-            allowed = allowed & ((distance < window) | (k_positions < sinks))
+def attend(request: Request) -> Result:
+    """The oracle of `lengthwise.kernels.attend`: the same result, on any device."""
+    r = request
+    spread = r.heads // r.kv_heads
+    keys, values = [_plain(x).repeat_interleave(spread, 0) for x in r.k], _plain(r.v).repeat_interleave(spread, 0)
+    outs, lses, pairs = [r.q[0].new_empty(r.heads, 0, r.value_dim)], [keys[0].new_empty(r.heads, 0)], 0
+    for a in range(0, r.rows, _ROWS):
+        b = min(a + _ROWS, r.rows)
+        distance = r.q_positions[a:b, None] - r.k_positions[None]
+        allowed = listed(r.lists, r.heads, a, b, r.slots).to(distance.device)
+        for window, sinks in r.rules:
+            allowed = allowed & ((distance < window) | (r.k_positions < sinks))
         scores = torch.full(allowed.shape, float("-inf"), device=distance.device)
         seen = torch.zeros_like(allowed)
-        for (low, high), query, key in zip(frames, q, keys, strict=True):
+        for (low, high), query, key in zip(r.frames, r.q, keys, strict=True):
             here = allowed & (distance >= max(low, 0)) & (distance < high)
-            logits = query[:, a:b].float() @ key.transpose(1, 2) * scale
-            if softcap is not None:
-                logits = softcap * torch.tanh(logits / softcap)
+            logits = query[:, a:b].float() @ key.transpose(1, 2) * r.scale
+            if r.softcap is not None:
+                logits = r.softcap * torch.tanh(logits / r.softcap)
             scores = torch.where(here, logits, scores)
             seen |= here
         lse = torch.logsumexp(scores, -1)
         weights = torch.where(seen, torch.exp(scores - lse[..., None]), 0.0)
         # a slot that nobody sees may hold anything, and 0 * NaN is NaN
-        outs.append((weights @ values.masked_fill(~seen.any(1)[..., None], 0.0)).to(q[0].dtype))
+        outs.append((weights @ values.masked_fill(~seen.any(1)[..., None], 0.0)).to(r.q[0].dtype))
         lses.append(lse)
         pairs += int(seen.sum())
     return torch.cat(outs, 1), torch.cat(lses, 1), pairs

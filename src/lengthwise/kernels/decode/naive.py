@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lengthwise.errors import BadInput
 from lengthwise.kernels.decode.request import BLOCK, Lane, Request
 
 
@@ -33,7 +34,9 @@ def _slots(r: Request, lane: int) -> Tensor:
     if r.pages is None:
         slots = torch.arange(r.length)
     else:
-        pages = r.pages[lane % len(r.pages)].cpu().long()
+        pages, blocks = r.pages[lane % len(r.pages)].cpu().long(), -(-r.length // BLOCK)
+        if bool(((pages < -1) | (pages >= blocks)).any()):
+            raise BadInput(f"pages name a block outside the {blocks} that {r.length} slots fill")
         slots = (pages[pages >= 0, None] * BLOCK + torch.arange(BLOCK)).flatten()
         slots = slots[slots < r.length]
     return slots if r.seen is None else slots[r.seen[lane % len(r.seen)].cpu()[slots]]

@@ -16,7 +16,10 @@ Lane = Tensor | Coded
 
 @dataclass(frozen=True)
 class Request:
-    """The arguments of `decode`, with `pages` [G, P] int32 and `seen` [G, n] bool, or None."""
+    """The arguments of `decode`, with `pages` [G, P] int32 and `seen` [G, n] bool, or None.
+
+    The ids of pages are checked where they are read.
+    """
 
     q: Tensor
     k: Lane
@@ -56,9 +59,6 @@ class Request:
             raise BadInput(f"softcap must be above 0, not {self.softcap}")
         if self.pages is not None:
             self._check_groups("pages", self.pages, torch.int32)
-            blocks = -(-self.length // BLOCK)
-            if self.pages.numel() and not -1 <= int(self.pages.min()) <= int(self.pages.max()) < blocks:
-                raise BadInput(f"pages name a block outside the {blocks} that {self.length} slots fill")
         if self.seen is not None:
             self._check_groups("seen", self.seen, torch.bool)
             if self.seen.shape[1] < self.length:

@@ -88,12 +88,11 @@ def silu_mul(gate: Tensor, up: Tensor, *, threads: int | None = None) -> Tensor:
 
 def _compiled(*tensors: Tensor) -> bool:
     """Whether the compiled kernels take these: of one dtype that they know, and no gradient is to be recorded."""
-    dtype = tensors[0].dtype
-    if dtype not in _DTYPES or any(x.dtype != dtype for x in tensors):
-        return False
-    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
-        return False
-    return library.backend(tensors[0].device) == "cpu"
+    dtype, recorded = tensors[0].dtype, torch.is_grad_enabled()
+    for x in tensors:
+        if x.dtype != dtype or (recorded and x.requires_grad):
+            return False
+    return dtype in _DTYPES and library.backend(tensors[0].device) == "cpu"
 
 
 def _check(fits: bool, name: str, a: Tensor, b: Tensor) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 
-import torch
 from torch import Tensor
 
 from lengthwise.kernels import library
@@ -47,7 +46,7 @@ class _SiluMulArgs(ctypes.Structure):
 def rms_norm(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float, threads: int | None) -> list[Tensor]:
     """[normed x], or [normed x + residual, x + residual]."""
     rows, weight = _rows(x), weight.contiguous()
-    made = [torch.empty(x.shape, dtype=x.dtype) for _ in range(1 if residual is None else 2)]
+    made = [x.new_empty(x.shape)] if residual is None else [x.new_empty(x.shape), x.new_empty(x.shape)]
     args = _RmsNormArgs(
         x=rows.data_ptr(),
         weight=weight.data_ptr(),
@@ -89,7 +88,7 @@ def rotary(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, out: tuple[Tensor, Te
 
 def silu_mul(gate: Tensor, up: Tensor, threads: int | None) -> Tensor:
     """silu(gate) * up."""
-    out = torch.empty(gate.shape, dtype=gate.dtype)
+    out = gate.new_empty(gate.shape)
     gate, up = _rows(gate), _rows(up)
     args = _SiluMulArgs(
         gate=gate.data_ptr(),

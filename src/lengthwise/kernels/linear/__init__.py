@@ -23,10 +23,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, threads: in
     """
     if weight.ndim != 2 or x.shape[-1] != weight.shape[1] or (bias is not None and bias.shape != weight.shape[:1]):
         raise BadInput(f"linear got {list(x.shape)} for a weight {list(weight.shape)}")
-    parts = (x, weight) if bias is None else (x, weight, bias)
     one = x.numel() == x.shape[-1] and x.stride(-1) == 1 == weight.stride(1) and weight.numel() > 0
-    known = x.dtype in _DTYPES and all(p.dtype == x.dtype for p in parts)
-    recorded = torch.is_grad_enabled() and any(p.requires_grad for p in parts)
+    known = x.dtype in _DTYPES and x.dtype == weight.dtype and (bias is None or x.dtype == bias.dtype)
+    recorded = torch.is_grad_enabled() and any(p is not None and p.requires_grad for p in (x, weight, bias))
     if not one or not known or recorded or library.backend(x.device) != "cpu":
         return naive.linear(x, weight, bias)
     return cpu.linear(x, weight, bias, threads)

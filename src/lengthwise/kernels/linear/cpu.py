@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 
-import torch
 from torch import Tensor
 
 from lengthwise.kernels import library
@@ -24,7 +23,7 @@ class _Args(ctypes.Structure):
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, threads: int | None) -> Tensor:
     """x [..., K] of one vector, contiguous: [..., N]."""
     rows, columns = weight.shape
-    out = torch.empty(*x.shape[:-1], rows, dtype=x.dtype)
+    out = x.new_empty(*x.shape[:-1], rows)
     args = _Args(
         x=x.data_ptr(),
         weight=weight.data_ptr(),

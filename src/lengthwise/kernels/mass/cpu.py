@@ -10,6 +10,7 @@ from torch import Tensor
 from lengthwise.errors import BadInput
 from lengthwise.kernels import library
 from lengthwise.kernels.attend.lists import SLOTS
+from lengthwise.kernels.mass.request import Request
 
 MAX_DIM = 256
 
@@ -29,33 +30,25 @@ class _Args(ctypes.Structure):
     )
 
 
-def block_mass(
-    q: Tensor,
-    k: Tensor,
-    q_positions: Tensor,
-    k_positions: Tensor,
-    scale: float,
-    softcap: float | None,
-    threads: int | None = None,
-) -> tuple[Tensor, int]:
-    """Softmax of q [Hkv, M, D] over k [Hkv, S, D], summed over blocks: [Hkv, M, B] float32, and pairs scored."""
-    (heads, rows, dim), slots = q.shape, k.shape[1]
+def block_mass(request: Request, threads: int | None = None) -> tuple[Tensor, int]:
+    """Softmax of the folded queries over the keys, summed over blocks: [Hkv, C * group, B] float32, and pairs."""
+    r, (q, q_positions) = request, request.folded()
+    (heads, rows, dim), slots = q.shape, r.k.shape[1]
     if dim > MAX_DIM:
         raise BadInput(f"the kernel takes head dimensions up to {MAX_DIM}, not {dim}")
-    out = torch.empty(heads, rows, -(-slots // SLOTS))
-    positions = q_positions.contiguous(), k_positions.contiguous()
+    out, k_positions = torch.empty(heads, rows, -(-slots // SLOTS)), r.k_positions.contiguous()
     args = _Args(
         q=library.lane(q),
-        k=library.lane(k),
-        q_positions=positions[0].data_ptr(),
-        k_positions=positions[1].data_ptr(),
+        k=library.lane(r.k),
+        q_positions=q_positions.data_ptr(),
+        k_positions=k_positions.data_ptr(),
         out=out.data_ptr(),
         kv_heads=heads,
         rows=rows,
         slots=slots,
         dim=dim,
-        scale=scale,
-        softcap=softcap or 0.0,
+        scale=r.scale,
+        softcap=r.softcap or 0.0,
         threads=library.threads(threads),
     )
     library.function("block_mass")(args)

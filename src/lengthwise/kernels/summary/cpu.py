@@ -55,7 +55,7 @@ def top_blocks(request: Request, threads: int | None = None) -> BlockLists:
     """The lists: always-seen blocks at both ends, and the best of those between."""
     r = request
     limits = r.limits.cpu().contiguous()
-    sizes = torch.minimum(limits, torch.tensor(r.sinks + r.local + r.count))
+    sizes = limits.clamp(max=r.sinks + r.local + r.count)
     ends = torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)])
     offsets = (ends + torch.arange(r.lists)[:, None] * ends[-1]).contiguous()
     chosen = torch.empty(int(offsets[-1, -1]), dtype=torch.int32)
