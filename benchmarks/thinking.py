@@ -55,7 +55,7 @@ STRATEGIES = {
     ],
 }  # group -> strategies
 COLOURS = ("#4269d0", "#efb118", "#ff725c", "#6cc5b0", "#3ca951", "#a463f2", "#97bbf5", "#9c6b4e")
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 860, 640, 62, 230, 14, 44
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 880, 600, 62, 250, 14, 44
 
 
 def wilson(right: int, count: int, z: float = 1.96) -> tuple[float, float]:
@@ -153,7 +153,7 @@ def plot(lines: list[dict[str, Any]]) -> str:
                 f'text-anchor="middle">{number}</text>'
             )
             legend += 12.5
-            parts.append(f'<text {small} x="{WIDTH - RIGHT + 18}" y="{legend}">{number} {name[:38]}</text>')
+            parts.append(f'<text {small} x="{WIDTH - RIGHT + 18}" y="{legend}">{number} {name[:36]}</text>')
         legend += 15
     return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}">{"".join(parts)}</svg>\n'
 

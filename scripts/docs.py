@@ -60,7 +60,7 @@ def paper_table(papers: Sequence[Paper], pages: dict[str, str]) -> list[str]:
 
     def servers(names: Sequence[str]) -> str:
         shown = names if len(names) <= MOST_SHOWN + 1 else names[:MOST_SHOWN]
-        links = [f"[{name}]({pages[name]}#{name})" if name in pages else f"`{name}`" for name in shown]
+        links = [link(name, pages[name]) if name in pages else f"`{name}`" for name in shown]
         return ", ".join(links) + (f" and {len(names) - len(shown)} more" if len(shown) < len(names) else "")
 
     columns = {
@@ -226,7 +226,7 @@ def strategies_page(papers: Sequence[Paper]) -> str:
 def strategy_row(kind: type[Strategy]) -> list[str]:
     spec = kind.spec
     needs = [*spec.needs, *(["thinking section"] if spec.needs_tags else [])]
-    return [f"[{spec.name}](#{spec.name})", cell(spec.summary), ", ".join(spec.parts), ", ".join(needs)]
+    return [link(spec.name), cell(spec.summary), ", ".join(spec.parts), ", ".join(needs)]
 
 
 def strategy_section(kind: type[Strategy], papers: Sequence[Paper]) -> list[str]:
@@ -250,6 +250,11 @@ def strategy_section(kind: type[Strategy], papers: Sequence[Paper]) -> list[str]
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     """The lines of a Markdown table."""
     return ["| " + " | ".join(row) + " |" for row in [header, ["---"] * len(header), *rows]]
+
+
+def link(name: str, page: str = "") -> str:
+    """A link to the section called `name`, whose anchor has letters, digits and '-' alone."""
+    return f"[{name}]({page}#{name.replace('@', '')})"
 
 
 def plain(words: str) -> str:

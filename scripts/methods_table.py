@@ -44,7 +44,7 @@ def short(stack: str) -> str:
     """The stack with its arithmetic shortened."""
     for long, letter in SHORT.items():
         stack = stack.replace(long, letter)
-    return stack
+    return re.sub(r"params=[^,+ ]+", "params=FILE", stack)
 
 
 def title(task: str) -> str:

@@ -17,6 +17,7 @@ import lengthwise.cli as cli
 import tiny
 from lengthwise._ask import Answer
 from lengthwise.bench.summary import Cell
+from lengthwise.cli import weights
 from lengthwise.core.ledger import Ledger
 from lengthwise.core.registry import names
 from lengthwise.evidence import Passage
@@ -24,7 +25,10 @@ from lengthwise.papers import all_papers
 from lengthwise.plan import roofline
 from lengthwise.plan.plan import Plan, StackPlan
 
-COMMANDS = ("ask", "plan", "explain", "methods", "papers", "download", "doctor")
+COMMANDS = tuple(str(command.name) for command in cli.app.registered_commands)
+WEIGHTS = tuple(f"weights {command.name}" for command in weights.app.registered_commands)
+GROUPS = ("weights",)
+PRINT_NO_RESULT = ("proxy", *GROUPS)
 DOCS = Path(__file__).parents[2] / "docs" / "json.md"
 
 
@@ -60,18 +64,18 @@ def run_json(*arguments: str, code: int = 0):
 # --- help, version, start
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [*COMMANDS, *GROUPS, *WEIGHTS])
 def test_help_has_examples_and_fits_80_columns(command: str) -> None:
-    page = run(command, "--help")
-    assert f"$ lengthwise {command}" in page
-    assert "--json" in page
+    page = run(*command.split(), "--help")
+    assert f"$ lengthwise {command} " in page or f"$ lengthwise {command}\n" in page
+    assert ("--json" in page) == (command not in PRINT_NO_RESULT)
     assert max(map(len, page.splitlines())) <= 80
 
 
 def test_no_arguments_print_the_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([]) == 0
     page = capsys.readouterr().out
-    assert all(command in page for command in COMMANDS)
+    assert all(f" {command} " in page for command in (*COMMANDS, *GROUPS))
 
 
 def test_version() -> None:
@@ -81,7 +85,8 @@ def test_version() -> None:
 def test_help_imports_neither_torch_nor_transformers() -> None:
     code = (
         "import sys; from lengthwise.cli import main; main(['--help']); main(['plan', '--help']); "
-        "sys.exit(bool({'torch', 'transformers', 'numpy'} & set(sys.modules)))"
+        "main(['think', '--help']); main(['think', '--strategies']); main(['proxy', '--help']); "
+        "sys.exit(bool({'torch', 'transformers', 'numpy', 'httpx', 'fastapi'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
@@ -271,3 +276,46 @@ def test_json_page_has_every_field(folder: str) -> None:
     answer = Answer("a", [passage], Ledger(), "dense", "smollm2").to_json()
     listed = {name.removeprefix("evidence[]").removeprefix(".") for name in documented("ask")}
     assert set(answer) | set(passage.to_json()) == listed
+
+
+def nested(*values: dict) -> set[str]:
+    """The names of all fields of these objects."""
+    return {name for value in values for name in value}
+
+
+def test_json_page_has_every_field_of_think_and_trace(tmp_path: Path) -> None:
+    problems, rows = str(tmp_path / "problems.jsonl"), str(tmp_path / "rows.jsonl")
+    Path(problems).write_text('{"problem": "What is 3+4 mod 10?", "answer": "7"}\n', encoding="utf-8")
+    drawn = ("--strategy", "majority:2", "--temperature", "1", "--seed", "1")
+    thought = run_json("think", "What is 3+4 mod 10?", *drawn)
+    batch = run_json("think", "--file", problems, "--out", rows, *drawn)
+    strategies = run_json("think", "--strategies")
+    every = nested(thought, thought["spent"], *thought["chains"], batch, batch["spent"], *strategies)
+    assert every == documented("think")
+    row = json.loads(Path(rows).read_text(encoding="utf-8"))
+    text = DOCS.read_text(encoding="utf-8")
+    assert all(f"`{name}`" in text for name in row)
+    traced = run_json("trace", rows, "--model", "pocket-reasoner")
+    chain = traced["chains"][0]
+    assert nested(traced, *traced["chains"]) == documented("trace")
+    (line,) = [line for line in text.splitlines() if line.startswith("| `steps` | list | `{text, kind")]
+    assert all(name in line for name in chain["steps"][0])
+
+
+def test_json_page_has_every_field_of_weights(tmp_path: Path) -> None:
+    section = DOCS.read_text(encoding="utf-8").split("\n## weights\n")[1].split("\n## ")[0]
+    named = set(re.findall(r"`([a-z_]+)`", section))
+    once = " 3+4=7; 7+5=2;"
+    chains = [{"thinking": part, "text": " 2."} for part in (once, once + " check:" + once)]
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"problem": "What is 3+4+5 mod 10?", "chains": chains}) + "\n", encoding="utf-8")
+    delta, folder = str(tmp_path / "delta.safetensors"), str(tmp_path / "model")
+    model, learn = "pocket-reasoner", ("--rows", str(rows))
+    got = [
+        run_json("weights", "valve", model, *learn, "--rank", "1", "--epochs", "1", "--out", delta),
+        run_json("weights", "apply", model, delta, "--out", folder),
+        run_json("weights", "merge", model, folder, "--out", str(tmp_path / "merged")),
+        run_json("weights", "think-edit", model, *learn, "--short", "20", "--long", "25", "--out", delta),
+    ]
+    assert nested(*got) <= named
+    assert nested(got[3]["chains"], *got[3]["heads"]) <= set(re.findall(r"[a-z_]+", section))

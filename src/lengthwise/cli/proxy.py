@@ -76,8 +76,8 @@ def proxy(
 ) -> None:
     """Serve POST /v1/chat/completions, streamed or not; every answer says what it cost, in tokens of all chains.
 
-    Unchanged OpenAI clients get the strategy. The endpoint's key is read from LENGTHWISE_API_KEY or OPENAI_API_KEY. No
-    text of a request is written to the log.
+    Unchanged OpenAI clients get the strategy. The log has no text of a request.
+    The endpoint's key is read from LENGTHWISE_API_KEY or OPENAI_API_KEY.
     """
     from lengthwise.serve import Options, app, run
     from lengthwise.thinking import format_strategies, parse

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from lengthwise.thinking import Sampler, Spent, Thought
     from lengthwise.thinking.many import Batch, Problem
 
+OUT = "think.jsonl"
 EPILOG = """Examples:
 
   lengthwise think "What is 3+4+5 mod 10?"
@@ -108,6 +110,12 @@ def think(
         raise BadInput("give a problem, or a file of them with --file")
     if out is not None and file is None:
         raise BadInput("--out goes with --file")
+    if file is not None and Path(file).resolve() == Path(out or OUT).resolve():
+        raise BadInput(f"{file} has the problems: rows go to another file, --out")
+    if problem == "-":
+        problem = sys.stdin.read()
+    if problem is not None and not problem.strip():
+        raise BadInput("the problem is empty")
     if extract not in get_args(Extract):
         raise BadInput(f"--extract is one of {', '.join(get_args(Extract))}, not '{extract}'")
     if not 0 < top_p <= 1:
@@ -133,13 +141,16 @@ def think(
         "extract": extract,
     }
     if problem is not None:
-        _one(sys.stdin.read() if problem == "-" else problem, sampler, given, options, as_json)
+        _one(problem, sampler, given, options, stack, as_json)
     else:
         where = {"endpoint": endpoint} if endpoint else {"stack": stack}
-        _many(problems, broken, str(file), sampler, given, options, where, out or "think.jsonl", concurrency, as_json)
+        told = {"dtype": dtype, "think_open": think_open, "think_close": think_close, "tokenizer": tokenizer}
+        where |= {name: value for name, value in told.items() if value}
+        where |= {"continuation": continuation} if continuation != "none" else {}
+        _many(problems, broken, str(file), sampler, given, options, where, out or OUT, concurrency, as_json)
 
 
-def _one(problem: str, sampler: Sampler, strategies: Any, options: dict[str, Any], as_json: bool) -> None:
+def _one(problem: str, sampler: Sampler, strategies: Any, options: dict[str, Any], stack: str, as_json: bool) -> None:
     from lengthwise.thinking import think as think_about
     from lengthwise.thinking.samplers import prepare
 
@@ -152,7 +163,7 @@ def _one(problem: str, sampler: Sampler, strategies: Any, options: dict[str, Any
 
     thought = asyncio.run(run())
     if as_json:
-        print_json(thought.to_json())
+        print_json(thought.to_json() | {"stack": stack})
         return
     from rich.text import Text
 
@@ -173,7 +184,8 @@ def _one(problem: str, sampler: Sampler, strategies: Any, options: dict[str, Any
     out.print()
     out.print(table(columns, rows, right=["chain", "thinking", "answering", "vote"], widths={"answer": 34}))
     out.print("\nLedger")
-    for line in [f"{thought.strategy} on {thought.model}", *_ledger(thought.spent), *thought.notes]:
+    reader = "" if stack == "dense" else f", which reads by {stack}"
+    for line in [f"{thought.strategy} on {thought.model}{reader}", *_ledger(thought.spent), *thought.notes]:
         out.print(f"  {line}")
     if thought.confidence is not None:
         out.print(f"  confidence {thought.confidence:.0%}")
@@ -253,14 +265,14 @@ def _many(
             }
         )
     else:
-        _summary(batch, done, len(problems), took, out)
+        _summary(batch, done, len(problems), took, out, stop())
     if stop() and batch.left:
         raise Stopped(f"interrupted; {done:,} of {len(problems):,} problems are in {out}: the same command goes on")
     if broken or batch.failed or batch.left:
         raise typer.Exit(1)
 
 
-def _summary(batch: Batch, done: int, problems: int, took: float, out: str) -> None:
+def _summary(batch: Batch, done: int, problems: int, took: float, out: str, stopped: bool) -> None:
     lines = console()
     right, known = batch.accuracy
     if known:
@@ -279,7 +291,8 @@ def _summary(batch: Batch, done: int, problems: int, took: float, out: str) -> N
     for row in batch.failed:
         note(f"failed: {row['id']}: {row['error']}")
     if batch.left:
-        note(f"{batch.left:,} were not tried")
+        why = "" if stopped else ": too many failed in a row; the same command begins with these"
+        note(f"{batch.left:,} were not tried{why}")
     note(f"rows: {out}")
 
 

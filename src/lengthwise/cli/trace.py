@@ -41,8 +41,9 @@ def trace(
 ) -> None:
     """Take chains apart: progress, verification, correction, repetition, and what came after the answer was there.
 
-    With a model, each step's importance is how much less sure of the answer the model is without it (PIR), and the
-    answer is known from the first step after which the model gives it a probability of a half. One pass a step.
+    With a model: a step's importance is how much less sure of the answer the model is without it (PIR).
+    The answer is known from the first step on after which the model gives it a probability of a half.
+    That takes a pass of the model for each step.
     """
     from lengthwise.cli._output import note, print_json
     from lengthwise.errors import BadInput, BadParameter
@@ -55,9 +56,16 @@ def trace(
         raise BadInput("--prune goes by importance, which needs a model: --model")
     if out is not None and not prune:
         raise BadInput("--out is for pruned chains: --prune RATIO")
+    paths = [Path(path).expanduser().resolve() for path in (file, out, html) if path is not None]
+    if len(set(paths)) < len(paths):
+        raise BadInput("FILE, --out and --html must be different files")
     chains, broken = read_chains(file)
     for line, why in broken:
         note(f"{file}, line {line}: {why}")
+    if problem and all(c.messages for c in chains):
+        note(f"--problem is not used: {file} says what was asked")
+    if answer and all(c.right is not None for c in chains):
+        note(f"--answer is not used: {file} says what is right")
     judge = _judge(model) if model is not None else None
     traces = [_trace(chain, judge, problem, answer, prune) for chain in chains]
     if html is not None:
@@ -93,10 +101,10 @@ def _judge(model: str) -> Judge:
 def _trace(chain: Source, judge: Judge | None, problem: str, answer: str, ratio: float) -> Trace:
     from lengthwise.thinking.trace import trace as take_apart
 
-    wanted = answer or chain.answer
+    wanted = chain.answer if chain.right is not None else answer or chain.answer  # the file's goes first
     traced = take_apart(chain.thinking, wanted, None if judge is None else judge.spans)
     traced.id = chain.id
-    messages = [{"role": "user", "content": problem}] if problem else chain.messages
+    messages = chain.messages or ([{"role": "user", "content": problem}] if problem else None)
     if judge is not None and messages is None:
         traced.notes.append("no importance: the file does not say what was asked; --problem does")
     elif judge is not None and messages is not None:
@@ -169,7 +177,8 @@ def _show(traces: list[Trace], ratio: float) -> None:
         screen.print(f"pruned: {totals['pruned']:,} {unit} ({share(totals['pruned'])}){mean}")
     seen = dict.fromkeys(n for t in traces for n in t.notes)
     for text in seen:
-        note(f"{sum(text in t.notes for t in traces):,} chains: {text}")
+        count = sum(text in t.notes for t in traces)
+        note(f"{'1 chain' if count == 1 else f'{count:,} chains'}: {text}")
     if unit == "words":
         note("words and marks were counted; --model counts tokens and says which steps mattered")
 

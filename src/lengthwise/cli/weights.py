@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -27,6 +28,14 @@ EPILOG = """Examples:
   lengthwise weights apply pocket-reasoner short.safetensors --alpha 0.5 --out ./shorter
 """
 
+
+def _examples(command: str) -> str:
+    """Those of the examples that show one command."""
+    lines = [line.strip() for line in EPILOG.splitlines()]
+    shown = [f"$ {line}" for line in lines if line.startswith(f"lengthwise weights {command} ")]
+    return "\n".join(["Examples:", *shown])
+
+
 app = typer.Typer(help="Change how long a model thinks in its weights: merge, valve, think-edit, apply.")
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A folder, a shipped model or a hub id.")]
@@ -36,7 +45,7 @@ Rows = Annotated[str, typer.Option("--rows", metavar="FILE", help="Chains: rows 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON alone on standard output.")]
 
 
-@app.command("merge")
+@app.command("merge", epilog=_examples("merge"))
 def merge(
     long: Annotated[str, typer.Argument(metavar="LONG", help="The model that thinks long.")],
     short: Annotated[str, typer.Argument(metavar="SHORT", help="One of the same architecture that thinks short.")],
@@ -45,15 +54,20 @@ def merge(
     base: Annotated[
         str | None, typer.Option("--base", metavar="MODEL", help="What both were trained from: merge by DARE-TIES.")
     ] = None,
-    density: Annotated[float, typer.Option("--density", help="DARE-TIES: the share of each update to keep.")] = 0.25,
-    seed: Annotated[int, typer.Option("--seed", help="DARE-TIES: draws which.")] = 0,
+    density: Annotated[
+        float | None, typer.Option("--density", help="DARE-TIES: the share of each update to keep (0.25).")
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="DARE-TIES: draws which (0).")] = None,
     as_json: Json = False,
 ) -> None:
     """Merge a model that thinks long with one that thinks short."""
-    from lengthwise.errors import BadParameter
+    from lengthwise.errors import BadInput, BadParameter
     from lengthwise.thinking.weights import dare_ties, linear, replaced
 
     _new(out)
+    _finite(alpha)
+    if base is None and (density is not None or seed is not None):
+        raise BadInput("--density and --seed are for DARE-TIES, which needs --base MODEL")
     if base is not None and not 0 < alpha < 1:
         raise BadParameter("DARE-TIES weighs LONG by alpha and SHORT by 1 - alpha: alpha lies between 0 and 1")
     first, tokenizer = _load(long)
@@ -61,13 +75,15 @@ def merge(
     if base is None:
         weights = linear(first, second, alpha)
     else:
-        weights = dare_ties(_load(base)[0], [first, second], [alpha, 1 - alpha], density, seed)
+        weights = dare_ties(
+            _load(base)[0], [first, second], [alpha, 1 - alpha], 0.25 if density is None else density, seed or 0
+        )
     _save(first, tokenizer, replaced(first, weights), out)
     method = "linear" if base is None else "dare-ties"
     _done(as_json, f"{out} holds the merged model ({method}, alpha {alpha:g})", method=method, alpha=alpha, path=out)
 
 
-@app.command("valve")
+@app.command("valve", epilog=_examples("valve"))
 def valve(
     model: Model,
     out: OutFile,
@@ -82,10 +98,10 @@ def valve(
     rank: Annotated[
         int | None, typer.Option("--rank", min=1, help="Rank of the update; by default 32, or full.")
     ] = None,
-    rate: Annotated[float, typer.Option("--rate", help="Peak learning rate.")] = 4e-5,
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Chains a step.")] = 64,
-    epochs: Annotated[int, typer.Option("--epochs", min=1, help="Passes over each stage.")] = 2,
-    seed: Annotated[int, typer.Option("--seed", help="Draws the order and the first weights.")] = 0,
+    rate: Annotated[float | None, typer.Option("--rate", help="Peak learning rate (4e-5).")] = None,
+    batch: Annotated[int | None, typer.Option("--batch", min=1, help="Chains a step (64).")] = None,
+    epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="Passes over each stage (2).")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Draws the order and the first weights (0).")] = None,
     as_json: Json = False,
 ) -> None:
     """Find the direction in the weights along which chains get shorter (CoT-Valve); weights apply goes along it.
@@ -97,10 +113,14 @@ def valve(
 
     if (to is None) == (rows is None):
         raise BadInput("say where the direction leads: --to MODEL, or --rows FILE to train it on chains")
-    if to is not None and (mix or stages > 1):
-        raise BadInput("--mix and --stages are ways to train: they go with --rows")
+    training = {"rate": rate, "batch": batch, "epochs": epochs, "seed": seed}
+    own: dict[str, Any] = {name: value for name, value in training.items() if value is not None}
+    if to is not None and (mix or stages > 1 or own):
+        raise BadInput("--mix, --stages, --rate, --batch, --epochs and --seed are for training: they go with --rows")
     if mix and stages > 1:
         raise BadInput("--mix learns all lengths at once, --stages one after another: take one of them")
+    wide = rank or 32
+    recipe = Recipe(rank=wide, scale=2.0 * wide, **own)
     start, tokenizer = _load(model)
     facts: dict[str, Any] = {"path": out}
     if to is not None:
@@ -111,8 +131,6 @@ def valve(
             raise BadInput(f"{rows} has no chain with a right answer to learn from")
         picked = chains.mixture(grouped) if mix else chains.ladder(grouped, stages) if stages > 1 else None
         picked = picked or chains.shortest(grouped)
-        wide = rank or 32
-        recipe = Recipe(rank=wide, scale=2.0 * wide, rate=rate, batch=batch, epochs=epochs, seed=seed)
         delta = train(start.float(), tokenizer, picked, recipe, _teller())
         facts |= {"questions": len(grouped), "chains": sum(map(len, picked)), "left_out": left_out}
     save(delta, out)
@@ -120,7 +138,7 @@ def valve(
     _done(as_json, text, **facts, numbers=delta.numbers(), weights=len(delta.parts))
 
 
-@app.command("think-edit")
+@app.command("think-edit", epilog=_examples("think-edit"))
 def think_edit(
     model: Model,
     rows: Rows,
@@ -161,7 +179,7 @@ def think_edit(
     _done(as_json, text, path=out, heads=named, chains=counts)
 
 
-@app.command("apply")
+@app.command("apply", epilog=_examples("apply"))
 def apply(
     model: Model,
     delta: Annotated[str, typer.Argument(metavar="DELTA", help="What valve or think-edit wrote.")],
@@ -173,6 +191,7 @@ def apply(
     from lengthwise.thinking.weights import edited, load
 
     _new(out)
+    _finite(alpha)
     update: Delta = load(delta)
     loaded, tokenizer = _load(model)
     _save(loaded, tokenizer, edited(loaded, update, alpha), out)
@@ -194,6 +213,13 @@ def _read(path: str) -> list[Source]:
     if broken:
         raise BadInput(f"{path}, line {broken[0][0]}: {broken[0][1]}")
     return found
+
+
+def _finite(alpha: float) -> None:
+    from lengthwise.errors import BadParameter
+
+    if not math.isfinite(alpha):
+        raise BadParameter(f"alpha is {alpha}, which is no number to go by")
 
 
 def _new(folder: str) -> None:
