@@ -125,6 +125,21 @@ def test_the_search_tells_often_right_from_sometimes_right() -> None:
     assert 0.6 < sum(f.right for f in found) / 10 <= 1
 
 
+def test_while_no_plan_was_right_the_dear_ones_stay() -> None:
+    tries = iter(range(100))
+
+    def late(question: str, number: int) -> str:
+        return "think and think</think>" + ("yes" if next(tries) > 6 else "no")
+
+    class Direct(Scripted):
+        async def chain(self, messages, *, think=True):  # type: ignore[no-untyped-def, override]
+            self.script = late if think else lambda q, n: "</think>no"
+            return await super().chain(messages, think=think)
+
+    found = asyncio.run(search("q", "yes", Direct(late), ["think", "direct"], rounds=4, runs=2))
+    assert (found.plan, found.right) == ("think", 1 / 8)
+
+
 def test_the_search_spends_on_the_better_half() -> None:
     sampler = Able()
     asyncio.run(
@@ -178,6 +193,8 @@ def test_words_keep_the_form_of_numbers() -> None:
 def test_what_cannot_be(tmp_path: Path) -> None:
     with pytest.raises(BadParameter, match="is not one of think"):
         parse("dots:plan=ponder")
+    with pytest.raises(BadParameter, match="leave plan or planner out"):
+        parse("dots:planner=p.json,plan=direct")
     with pytest.raises(StackRefused, match="cannot be read"):
         run("q", "dots:planner=/nowhere/plans.json")
     (tmp_path / "bad.json").write_text("{}")
@@ -226,3 +243,6 @@ def test_seeds_of_the_search_differ() -> None:
     asyncio.run(search("easy", "yes", sampler, ["think"], rounds=2, runs=3, settings=Settings(seed=5)))
     seeds = [chain.settings[0].seed for chain in sampler.chains]  # type: ignore[attr-defined]
     assert len(set(seeds)) == 6
+    asyncio.run(search("clear", "yes", sampler, ["think"], rounds=2, runs=3, settings=Settings(seed=5)))
+    seeds = [chain.settings[0].seed for chain in sampler.chains]  # type: ignore[attr-defined]
+    assert len(set(seeds)) == 12  # another question has another luck

@@ -19,7 +19,7 @@ from lengthwise import models
 from lengthwise.bench import problems
 from lengthwise.bench.framing import Framing
 from lengthwise.errors import BadInput, LengthwiseError, StackRefused
-from lengthwise.thinking import Settings, Tags, think
+from lengthwise.thinking import Settings, Tags, local, think
 from lengthwise.thinking._local_draw import Draw, draw
 from lengthwise.thinking._local_text import Script, Words
 from lengthwise.thinking.chain import KNOWN_TAGS
@@ -208,6 +208,24 @@ def test_sliding_layers_run_under_a_session() -> None:
         assert chain.ids == generated(model, prompt, 30)
 
     run(work, model=(model, tokenizer))
+
+
+def test_prompts_that_stay_read_are_bounded_in_number_and_in_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work(sampler: LocalSampler) -> list[int]:
+        left = []
+        for n in range(20):
+            chain = await sampler.chain(ask(f"What is {n}+1?"))
+            await chain.write(1)
+            await chain.close()
+            left.append(sum(len(root.ids) for root in sampler._recent))
+        assert len(sampler._recent) <= local.RECENT
+        return left
+
+    each = run(work)[0]
+    monkeypatch.setattr(local, "RECENT_TOKENS", 5 * each)
+    assert max(run(work)) <= 5 * each
+    monkeypatch.setattr(local, "RECENT_TOKENS", 1)
+    assert min(run(work)) >= each  # the newest stays
 
 
 def test_a_prompt_is_read_once_and_forks_share_it() -> None:

@@ -172,9 +172,14 @@ def test_a_fit_needs_answers_and_log_probabilities(tmp_path: Path) -> None:
     known = Problem("1", problem.messages, "2")
     with pytest.raises(BadInput, match="--features cheap"):
         asyncio.run(fit_mode([known], Scripted(lambda q, n: "", able=()), "all", str(tmp_path / "r")))
+    with pytest.raises(BadInput, match="no thinking section"):
+        asyncio.run(fit_mode([known], Scripted(lambda q, n: "", tags=None), "all", str(tmp_path / "r")))
 
 
-@pytest.mark.parametrize("strategy", ["mode:threshold=2", "mode:within=0"])
+@pytest.mark.parametrize(
+    "strategy",
+    ["mode:threshold=2", "mode:within=0", "mode:threshold=0.7", "mode:router=r.json,token=X", "mode:r.json,within=2"],
+)
 def test_values_out_of_range_are_refused(strategy: str) -> None:
     with pytest.raises(BadParameter):
         parse(strategy)

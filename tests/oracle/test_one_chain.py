@@ -403,6 +403,9 @@ def test_what_is_put_needs_a_sampler_that_takes_it(strategy: str) -> None:
         "early-exit:trials=0",
         "two-stage:most=0",
         "two-stage:letters",
+        "cot:shots=2",
+        "cot:pick=complex",
+        "cot:examples=e.jsonl,trigger=Think.",
     ],
 )
 def test_values_out_of_range_are_refused(strategy: str) -> None:

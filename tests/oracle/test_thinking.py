@@ -7,9 +7,9 @@ import asyncio
 import pytest
 
 from lengthwise.errors import BadInput, UnknownMethod
-from lengthwise.thinking import Strategy, Thought, answer_in, think
+from lengthwise.thinking import Settings, Strategy, Thought, answer_in, think
 from lengthwise.thinking.registry import all_strategies, parse, well_formed
-from lengthwise.thinking.work import Work
+from lengthwise.thinking.work import Work, together
 from scripted import Scripted
 
 
@@ -37,6 +37,7 @@ def test_thinking_beyond_the_limit_is_closed_and_the_answer_asked_for() -> None:
 def test_a_sampler_that_cannot_be_given_text_leaves_thinking_unfinished() -> None:
     thought = run(Scripted(lambda q, n: "one two three</think>four", able=()), most_thinking=2)
     assert (thought.chains[0].reason, thought.answer) == ("unfinished", "")
+    assert "1 chains were cut off in their thinking and have no answer" in thought.notes[0]
 
 
 def test_a_turn_that_ends_inside_the_thinking() -> None:
@@ -99,6 +100,49 @@ def test_what_cannot_be_is_refused() -> None:
         parse("short-m@q:k=3")
     with pytest.raises(BadInput, match="empty"):
         asyncio.run(think(" ", Scripted(lambda q, n: "")))
+    with pytest.raises(UnknownMethod, match="'plain' is no strategy beside others"):
+        parse("plain + budget:10")
+    with pytest.raises(BadInput, match="the user's"):
+        asyncio.run(think([{"role": "assistant", "content": "hi"}], Scripted(lambda q, n: "")))
+    for settings in (Settings(temperature=-1), Settings(temperature=float("inf")), Settings(top_p=0)):
+        with pytest.raises(BadInput, match="temperature must be"):
+            run(Scripted(lambda q, n: ""), settings=settings)
+
+
+def test_when_one_job_fails_the_others_stop_costing() -> None:
+    sampler = Scripted(lambda q, n: "</think>" + "word " * 1000)
+
+    async def work() -> tuple[int, int]:
+        job = Work(sampler)
+
+        async def fails() -> str:
+            for _ in range(5):
+                await asyncio.sleep(0)
+            raise BadInput("no")
+
+        with pytest.raises(BadInput, match="no"):
+            await together(job.ask([{"role": "user", "content": "q"}], 1000), fails())
+        return job.spent.other_tokens, sampler.live
+
+    tokens, live = asyncio.run(work())
+    assert 0 < tokens < 20
+    assert live == 0
+
+
+def test_a_side_question_that_does_not_fit_is_left_out_only_where_it_may_be() -> None:
+    def script(question: str, number: int) -> str:
+        if question == "long":
+            raise BadInput("too long")
+        return "</think>yes"
+
+    async def work(needed: bool) -> tuple[list[str], list[str]]:
+        job = Work(Scripted(script))
+        asked = [[{"role": "user", "content": q}] for q in ("short", "long", "short")]
+        return await job.asks(asked, needed=needed), job.unasked
+
+    assert asyncio.run(work(False)) == (["yes", "", "yes"], ["too long"])
+    with pytest.raises(BadInput, match="too long"):
+        asyncio.run(work(True))
 
 
 @pytest.mark.parametrize("name", list(all_strategies()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
 import random
 import re
@@ -135,6 +136,26 @@ def test_a_verifier_that_says_nothing_or_no_leaves_majority_and_says_so() -> Non
     assert strict.notes == ["the verifier rejected every chain: plain majority"]
 
 
+def test_a_solution_too_long_to_be_judged_has_no_verdict_and_the_others_are_judged() -> None:
+    sampler = solver("AAB", [3, 6, 12], lambda judged, n: "Is the solution correct? yes")
+    script = sampler.script
+
+    def narrow(question: str, number: int) -> str:
+        if "Step 3: B" in question:
+            raise BadInput("the prompt takes too much")
+        return script(question, number)
+
+    sampler.script = narrow
+    for strategy in ("best-of-n:k=3", "pessimistic:k=3,checks=1"):
+        sampler.numbers = itertools.count()
+        thought = run(sampler, strategy)
+        assert thought.answer == "A"
+        assert [c.answer for c in thought.chains] == ["A", "A", "B"]
+        assert "1 side questions were left out: the prompt takes too much" in thought.notes
+        assert any("no verdict" in note for note in thought.notes)
+    assert sampler.live == 0
+
+
 def test_best_by_hand() -> None:
     chains = [Written(answer=a) for a in "ABBC"]
     assert best(chains, [0.9, 0.9, 0.9, 0.2]).answer == "B"  # equals vote
@@ -233,6 +254,12 @@ def test_pessimistic_counts_its_verifications() -> None:
     assert thought.spent.other_tokens == 15 * 9
     assert thought.spent.waiting_tokens == 14 + 9
     assert "10 of 15 verifications hold no verdict: they do not count" in thought.notes
+
+
+def test_pessimistic_without_a_verdict_is_majority_and_says_so() -> None:
+    thought = run(solver("BAA", [3, 6, 12], lambda judged, n: "hm"), "pessimistic:k=3,checks=2")
+    assert (thought.answer, thought.confidence) == ("A", 2 / 3)
+    assert "the verifier gave no verdict: plain majority" in thought.notes
 
 
 # --- search over steps

@@ -174,6 +174,31 @@ def test_when_all_fail_the_rest_is_not_tried(scripted: Scripted, tmp_path: Path)
     assert 3 <= len(report["failed"]) <= 4
 
 
+def test_what_failed_comes_last_so_that_every_run_gets_on(scripted: Scripted, tmp_path: Path) -> None:
+    rows = [*({"problem": f"fail {n}"} for n in range(6)), {"problem": "1+1"}]
+    file = write(tmp_path / "p.jsonl", *rows)
+    given = ["think", "--file", file, "--concurrency", "1"]
+    first = CliRunner().invoke(cli.app, given)
+    assert "4 were not tried: too many failed in a row" in " ".join(first.stderr.split())
+    assert "1 of 7 problems done" not in first.stdout
+    second = CliRunner().invoke(cli.app, given)
+    third = CliRunner().invoke(cli.app, given)
+    assert "1 of 7 problems done" in third.stdout, (second.output, third.output)
+
+
+def test_rows_are_problems_with_the_answer_that_was_expected(scripted: Scripted, tmp_path: Path) -> None:
+    file = write(tmp_path / "p.jsonl", {"problem": "1+1", "answer": 3})
+    run("--file", file, "--out", "rows.jsonl")
+    (problem,), broken = read_problems("rows.jsonl")
+    assert (problem.answer, broken) == ("3", [])  # not the 2 that the model said
+    assert json.loads(run("--file", "rows.jsonl", "--out", "again.jsonl", "--json"))["right"] == 0
+
+
+def test_a_stack_is_named(scripted: Scripted) -> None:
+    assert "plain on scripted, which reads by int8" in run("1+1", "--stack", "int8")
+    assert json.loads(run("1+1", "--stack", "int8", "--json"))["stack"] == "int8"
+
+
 def test_a_finished_file_is_not_run_again(scripted: Scripted, tmp_path: Path) -> None:
     file = write(tmp_path / "p.jsonl", *SUMS)
     run("--file", file)
@@ -186,7 +211,16 @@ def test_a_finished_file_is_not_run_again(scripted: Scripted, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    "change", [["--strategy", "budget:3"], ["--seed", "2"], ["--most-answer", "9"], ["-t", "1"], ["--stack", "int8"]]
+    "change",
+    [
+        ["--strategy", "budget:3"],
+        ["--seed", "2"],
+        ["--most-answer", "9"],
+        ["-t", "1"],
+        ["--stack", "int8"],
+        ["--dtype", "bfloat16"],
+        ["--think-open", "<a>", "--think-close", "</a>"],
+    ],
 )
 def test_other_runs_are_kept_apart_in_one_file(scripted: Scripted, tmp_path: Path, change: list[str]) -> None:
     file = write(tmp_path / "p.jsonl", *SUMS)
@@ -284,7 +318,9 @@ def test_an_endpoint_without_logprobs_refuses_what_needs_them(capsys: pytest.Cap
         ([], "give a problem, or a file"),
         (["a", "--file", "b"], "give a problem, or a file"),
         (["a", "--out", "b"], "--out goes with --file"),
-        ([" ", "-m", "pocket-reasoner"], "the problem is empty"),
+        ([" ", "-m", "no-such/model"], "the problem is empty"),
+        (["--file", "p.jsonl", "--out", "./p.jsonl"], "rows go to another file"),
+        (["a", "-t", "inf"], "the temperature must be a number"),
         (["a", "--strategy", "short-m@q"], "there is no strategy 'short-m@q'; did you mean 'short-m@k'"),
         (["a", "--strategy", "budget:many"], "tokens=many is not int"),
         (["a", "--strategy", "short-m@k:m=4,k=3"], "short-m@k"),
@@ -340,3 +376,39 @@ def test_a_router_is_fitted_on_the_command_line(tmp_path: Path, capsys: pytest.C
     assert fitting.main(["fit-mode", file, "--out", "r.json", "--features", "cheap"]) in (0, 2)
     out, err = capsys.readouterr()
     assert "auc" in out or "a router needs at least 5" in err  # so few may all be right
+
+
+def test_a_planner_is_fitted_on_the_command_line(
+    scripted: Scripted, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write(tmp_path / "p.jsonl", *SUMS, {"problem": "7+1", "answer": "no plan finds this"})
+    given = ["fit-dots", file, "--out", "plans.json", "--plans", "think, direct", "--seed", "1"]
+    assert fitting.main(given) == 0
+    out = capsys.readouterr().out
+    assert "problems: 7" in out
+    assert "best plan direct: 6" in out  # no shorter way to the same answer
+    assert "solved by no plan: 1" in out
+    assert "plan: direct" in run("4+1", "--strategy", "dots:plans.json")
+
+
+@pytest.mark.parametrize(
+    ("more", "why"),
+    [
+        (["fit-mode", "p.jsonl", "--out", "none/r.json"], "cannot be written"),
+        (["fit-mode", "p.jsonl", "--out", "."], "cannot be written"),
+        (["fit-mode", "p.jsonl", "--out", "r.json", "--concurrency", "0"], "at least one"),
+        (["fit-mode", "q.jsonl", "--out", "r.json"], "answers are known"),
+        (["fit-dots", "q.jsonl", "--out", "r.json"], "answers are known"),
+        (["fit-dots", "p.jsonl", "--out", "r.json", "--plans", "guess"], "no plan 'guess'"),
+    ],
+)
+def test_what_cannot_be_fitted_is_one_line(
+    more: list[str], why: str, scripted: Scripted, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "p.jsonl", *SUMS)
+    write(tmp_path / "q.jsonl", {"problem": "1+1"})
+    assert fitting.main(more) == 2
+    error = capsys.readouterr().err
+    assert why in error
+    assert error.count("\n") == 1
+    assert scripted.asked == []

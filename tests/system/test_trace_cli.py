@@ -85,6 +85,16 @@ def test_one_chain_is_shown_step_by_step(tmp_path: Path) -> None:
     assert "--problem" in found["chains"][0]["notes"][0]
 
 
+def test_what_the_file_says_goes_before_what_is_given(chains: str) -> None:
+    result = CliRunner().invoke(app, ["trace", chains, "--problem", "What?", "--answer", "7", "--json"])
+    found = json.loads(result.stdout)
+    assert [c["answer"] for c in found["chains"]] == ["2", "2"]
+    assert "--problem is not used" in result.stderr
+    assert "--answer is not used" in result.stderr
+    given = [chains, "-m", "pocket-reasoner", "--json"]
+    assert run(*given, "--problem", "What is 1+1?") == run(*given)
+
+
 def test_a_broken_line_is_named_and_the_rest_goes_on(chains: str) -> None:
     with Path(chains).open("a") as file:
         file.write("{broken\n")
@@ -101,11 +111,14 @@ def test_a_broken_line_is_named_and_the_rest_goes_on(chains: str) -> None:
         (["--prune", "0.5"], "needs a model"),
         (["--prune", "2", "-m", "pocket-reasoner"], "not in 0 to 1"),
         (["--out", "x.jsonl"], "--prune RATIO"),
+        (["--html", "CHAINS"], "different files"),
+        (["--html", "x", "--out", "./x", "--prune", "1", "-m", "pocket-reasoner"], "different files"),
         (["-m", "no-such/model/x"], "no model folder"),
     ],
 )
 def test_refusals(chains: str, more: list[str], why: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["trace", chains, *more]) == 2
+    assert main(["trace", chains, *(chains if m == "CHAINS" else m for m in more)]) == 2
+    assert json.loads(Path(chains).read_text())["id"] == "q"  # not written over
     error = capsys.readouterr().err
     assert why in error
     assert error.count("\n") == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -65,6 +66,10 @@ async def think(
     messages: Messages = [{"role": "user", "content": problem}] if isinstance(problem, str) else problem
     if not messages or not messages[-1].get("content", "").strip():
         raise BadInput("the problem is empty")
+    if messages[-1].get("role") != "user":
+        raise BadInput("the last message must be the user's")
+    if not (0 <= settings.temperature < math.inf and 0 < settings.top_p <= 1):
+        raise BadInput("the temperature must be a number from 0 on, top_p above 0 and at most 1")
     if min(most_thinking, most_answer) < 1:
         raise BadInput("the most tokens of thinking and of the answer must be at least 1")
     strategies = registry.parse(strategy) if isinstance(strategy, str) else list(strategy)

@@ -38,8 +38,10 @@ def page(traces: Sequence[Trace], title: str) -> str:
     )
     chains = "".join(_chain(t) for t in traces)
     return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title><style>{_STYLE}</style>'
-        f"<h1>{escape(title)}</h1><p>{len(traces):,} chains, {total:,} {unit}</p>"
+        '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+        f"<title>{escape(title)}</title><style>{_STYLE}</style>"
+        f"<h1>{escape(title)}</h1><p>{len(traces):,} chains, {total:,} {unit}. Framed: the step in which the answer "
+        "first stands as a result. Struck out: what was pruned.</p>"
         f"<table><tr><th>kind</th><th>{unit}</th><th>share</th><th></th></tr>{table}</table>{chains}</html>\n"
     )
 

@@ -10,9 +10,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
-import torch
-from torch import Tensor, nn
-
 from lengthwise import models
 from lengthwise.core import compat
 from lengthwise.core.attach import Run
@@ -26,7 +23,9 @@ from lengthwise.plan.plan import check_fits
 from lengthwise.plan.roofline import measured_threads
 from lengthwise.thinking._local_batch import Batcher, Held, Request, Root
 from lengthwise.thinking._local_draw import Drawn
-from lengthwise.thinking._local_rows import PaddedRows, Rows, SessionRows
+from lengthwise.thinking._local_layers import find_lens, read_layers
+from lengthwise.thinking._local_padded import PaddedRows
+from lengthwise.thinking._local_rows import Rows, SessionRows
 from lengthwise.thinking._local_text import Script, Words
 from lengthwise.thinking.chain import DEFAULT, Ability, Messages, Piece, Settings, Tags
 from lengthwise.thinking.tags import find_tags, render
@@ -34,7 +33,8 @@ from lengthwise.thinking.tags import find_tags, render
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-RECENT = 16  # prompts that stay read after their last chain
+RECENT = 16  # prompts that stay read after their last chain, at most
+RECENT_TOKENS = 8192  # of them together; the newest one stays in any case
 
 
 class LocalSampler:
@@ -83,7 +83,7 @@ class LocalSampler:
             self._run = chosen.on(self.model, threads=threads).__enter__()
             rows = SessionRows(self._run)
         self._batcher = Batcher(self.model, rows, most_rows)
-        self._lens = _lens(rows.decoder)
+        self._lens = find_lens(rows.decoder)
         able: set[Ability] = {"prefix", "logprobs", "logits"}
         self.able: frozenset[Ability] = frozenset(able | ({"layers"} if self._lens else set()))
         self._words = Words(self.tokenizer)
@@ -126,6 +126,8 @@ class LocalSampler:
             root = self._roots[ids] = Root(list(ids))
         if root not in self._recent:
             self._recent.append(root)
+            while len(self._recent) > 1 and sum(len(r.ids) for r in self._recent) > RECENT_TOKENS:
+                self._recent.popleft()
         return LocalChain(self, Held(next(self._numbers), root, Script.of(self._words, ids)))
 
     def count(self, text: str) -> int:
@@ -250,7 +252,7 @@ class LocalChain:
         trial._settle()
         ids = list(trial._held.script.ids)
         try:
-            return await batcher.call(lambda: _layered(batcher, lens, trial._held, ids, coded))
+            return await batcher.call(lambda: read_layers(batcher, lens, trial._held, ids, coded))
         finally:
             self._held.read += trial._held.read
             await trial.close()
@@ -294,43 +296,3 @@ def _ends(model: Any, tokenizer: Any) -> frozenset[int]:
     given = getattr(config, "eos_token_id", None)
     found += given if isinstance(given, list) else [given]
     return frozenset(int(i) for i in found if i is not None)
-
-
-Lens = tuple[list[nn.Module], nn.Module]
-
-
-def _lens(decoder: nn.Module) -> Lens | None:
-    """(layers, final norm) of a decoder; None where they have other names."""
-    layers = next((m for name in ("layers", "h") if isinstance(m := getattr(decoder, name, None), nn.ModuleList)), None)
-    names = ("norm", "final_layer_norm", "final_layernorm", "ln_f")
-    norm = next((m for name in names if isinstance(m := getattr(decoder, name, None), nn.Module)), None)
-    return (list(layers), norm) if layers is not None and norm is not None else None
-
-
-@torch.no_grad()
-def _layered(
-    batcher: Batcher, lens: Lens, held: Held, ids: Sequence[int], answers: Sequence[Sequence[int]]
-) -> list[list[float]]:
-    """One pass over forks of a chain, each with one of the answers; what every layer says of them."""
-    layers, norm = lens
-    base, rows = batcher.catch_up(held, ids), batcher.rows
-    forks = [rows.fork(base) for _ in answers]
-    states: list[Tensor] = []
-
-    def keep(module: nn.Module, args: Any, output: Any) -> None:
-        states.append(output[0] if isinstance(output, tuple) else output)
-
-    hooks = [layer.register_forward_hook(keep) for layer in layers]
-    try:
-        last = batcher.forward(forks, [[ids[-1], *a[:-1]] for a in answers])
-        seen = [*(norm(rows.part(s, forks)) for s in states[:-1]), last]  # the model has normed the last itself
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for row in forks:
-            rows.drop(row)
-    out = []
-    for state in seen:
-        logp = torch.log_softmax(compat.logits_of(batcher.model, state).float(), -1)
-        out.append([float(logp[i, range(len(a)), list(a)].sum()) for i, a in enumerate(answers)])
-    return out

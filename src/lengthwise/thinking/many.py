@@ -37,8 +37,9 @@ class Problem:
 def read_problems(path: str | Path) -> tuple[list[Problem], list[tuple[int, str]]]:
     """The problems of a JSONL file, and (line, what is wrong) of the lines that are none.
 
-    A line is {"problem": ..., "id"?: ..., "answer"?: ...}, or has "messages" instead of "problem". Empty lines are left
-    out. Raises BadInput when the file cannot be read or has no problem at all.
+    A line is {"problem": ..., "id"?: ..., "answer"?: ...}, or has "messages" instead of "problem"; a row of `think_all`
+    is a problem, too, with the answer that was expected. Empty lines are left out. Raises BadInput when the file cannot
+    be read or has no problem at all.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -77,10 +78,12 @@ def _problem(line: str, number: int) -> Problem:
     )
     if not ok or not messages or not messages[-1]["content"].strip():
         raise BadInput("its problem is no text" if "problem" in row else "its messages are not texts with roles")
+    if messages[-1]["role"] != "user":
+        raise BadInput("its last message is not the user's")
     for name in ("id", "answer"):
         if not isinstance(row.get(name), (str, int, float, type(None))):
             raise BadInput(f'its "{name}" is neither a text nor a number')
-    answer = row.get("answer")
+    answer = row["expected"] if "chains" in row and "expected" in row else row.get("answer")
     return Problem(str(row.get("id", number)), messages, None if answer is None else str(answer), number)
 
 
@@ -129,7 +132,8 @@ async def think_all(
 
     Rows go to `out` one by one, written through. A problem whose row is there, of the same strategy, model and settings
     (and `where`: what else tells runs apart), is not run again unless it failed: rows of other runs are kept beside it.
-    A problem that fails is a row with its error, and the others go on; when many fail in a row, the rest is left.
+    A problem that fails is a row with its error, and the others go on; when many fail in a row, the rest is left,
+    and comes first in the next run.
     `progress` gets each new row and how many are to come; `stop` is asked before each problem. Raises StackRefused, and
     OSError when `out` cannot be written.
     """
@@ -152,7 +156,7 @@ async def think_all(
     store = None if out is None else Store(Path(out))
     there = set() if store is None else store.done()
     rows: dict[str, Row] = {} if store is None else {row["key"]: row for row in store.rows if row["key"] in keys}
-    todo = [key for key in keys if key not in there]
+    todo = sorted((key for key in keys if key not in there), key=lambda key: key in rows)  # what failed before: last
     coming, in_a_row, left = iter(todo), 0, len(todo)
 
     async def work() -> None:

@@ -60,7 +60,7 @@ def load_planner(path: str | Path) -> Planner:
     except OSError as error:
         raise BadInput(f"the planner {path} cannot be read: {error.strerror or error}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BadInput(f"{path} is no planner ({error}): strategies.dots.fit writes one") from error
+        raise BadInput(f"{path} is no planner ({error}): python -m lengthwise.thinking fit-dots writes one") from error
     return planner
 
 

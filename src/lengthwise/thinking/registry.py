@@ -52,7 +52,10 @@ def parse(text: str) -> list[Strategy]:
     """
     if text.strip() in ("", PLAIN):
         return []
-    return [parse_call(_named(part), text, get) for part in text.split("+")]
+    parts = text.split("+")
+    if PLAIN in map(str.strip, parts):
+        raise UnknownMethod(f"'{PLAIN}' is no strategy beside others, but none at all: leave it out of '{text}'")
+    return [parse_call(_named(part), text, get) for part in parts]
 
 
 def format_strategies(given: Sequence[Strategy]) -> str:

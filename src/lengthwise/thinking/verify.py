@@ -158,9 +158,9 @@ async def judge(
     """Judgements [solutions][checks] of the steps of each solution, all asked at once.
 
     "self" asks the sampler, with thinking, in at most `most` tokens each; its tokens are counted as other tokens.
-    More than one check are drawn at the work's temperature, or at 1 if that is 0. A function gives the same judgement
-    each time: it is called once for each solution. Raises BadInput when what it returns is not a number in 0 to 1 for
-    each step.
+    More than one check are drawn at the work's temperature, or at 1 if that is 0. A solution that is too long to be
+    judged has no verdict. A function gives the same judgement each time: it is called once for each solution. Raises
+    BadInput when what it returns is not a number in 0 to 1 for each step.
     """
     question, function = messages[-1]["content"], load(name)
     if function is not None:
@@ -170,7 +170,7 @@ async def judge(
         lines = "\n".join(f"Step {i}: {step.strip()}" for i, step in enumerate(steps, 1))
         asked += [[{"role": "user", "content": PROMPT.format(problem=question, steps=lines)}]] * checks
     temperature = 0.0 if checks == 1 else work.settings.temperature or 1.0
-    said = await work.asks(asked, most, think=work.sampler.tags is not None, temperature=temperature)
+    said = await work.asks(asked, most, think=work.sampler.tags is not None, temperature=temperature, needed=False)
     close = work.sampler.tags.close if work.sampler.tags is not None else ""
     read = []
     for index, text in enumerate(said):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 from zlib import crc32
 
+from lengthwise.errors import BadInput
+from lengthwise.thinking._records import Solved, Spent, State, Written
 from lengthwise.thinking.answers import Extract, answer_in
 from lengthwise.thinking.chain import DEFAULT, Chain, Messages, Recounts, Sampler, Settings, Tags, Waits
 from lengthwise.thinking.strategy import (
@@ -25,100 +26,22 @@ from lengthwise.thinking.strategy import (
     Watches,
 )
 
+__all__ = ["Solved", "Spent", "State", "Work", "Written", "together"]
+
 T = TypeVar("T")
 S = TypeVar("S", bound=Strategy)
 ANSWER_AT_LEAST = 16  # tokens of a window that are left for the answer
 
 
-@dataclass
-class State:
-    """A chain while it thinks, as strategies see it. `tokens` are thinking tokens so far, put text included.
-
-    `stop` is the watched string that just came, not yet in the text; `closes` counts the ends of thinking that were
-    turned away. `side` are tokens that a watcher had written beside the chain while the chain waited (trial answers).
-    """
-
-    messages: Messages
-    chain: Chain
-    tags: Tags | None
-    tokens: int = 0
-    stop: str = ""
-    closes: int = 0
-    side: int = 0
-    memory: dict[str, int] = field(default_factory=dict)  # what watchers count for themselves, by their names
-
-    @property
-    def thinking(self) -> str:
-        """The thinking so far."""
-        return self.chain.text
-
-
-@dataclass
-class Written:
-    """One chain after its end. Without a thinking section the whole text is both thinking and answer.
-
-    `reason` is why the thinking ended: "closed" by the model, "budget", a watcher's reason, "not thinking",
-    "cancelled", "never closed" (the model ended its turn inside the section: the answer is looked for there), or
-    "unfinished" (at its limit, and the sampler cannot close it: no answer).
-    `thinking_tokens` and `answer_tokens` were written by the model, `put_tokens` put in by strategies, `side_tokens`
-    written beside the chain while it waited (they are among the work's `other_tokens`). `finished` is in
-    seconds from the start of the work. `weight` is what the chain counted in the vote, 0 if it did not vote.
-    """
-
-    thinking: str = ""
-    text: str = ""
-    answer: str = ""
-    reason: str = "cancelled"
-    thinking_tokens: int = 0
-    answer_tokens: int = 0
-    put_tokens: int = 0
-    side_tokens: int = 0
-    finished: float = 0.0
-    weight: float = 0.0
-    logprobs: tuple[float, ...] = field(default=(), repr=False)
-
-    @property
-    def tokens(self) -> int:
-        """Tokens written by the model."""
-        return self.thinking_tokens + self.answer_tokens
-
-    @property
-    def waited(self) -> int:
-        """Tokens written one after another until the answer."""
-        return self.tokens + self.side_tokens
-
-
-@dataclass
-class Solved:
-    """What a "solve" strategy returns. `confidence` is the winner's share of the votes, or what the strategy says."""
-
-    answer: str
-    chains: list[Written]
-    confidence: float | None = None
-    notes: list[str] = field(default_factory=list)
-
-
-@dataclass
-class Spent:
-    """What a problem cost. Tokens of cancelled chains are in `thinking_tokens`, too; `other_tokens` are those of
-    anything but chains (verifying, choosing). `waiting_tokens` are those written one after another until the answer:
-    parallel chains wait for the longest that counts. `prompt_tokens` are those read, a shared prompt once.
-    """
-
-    thinking_tokens: int = 0
-    answer_tokens: int = 0
-    cancelled_tokens: int = 0
-    other_tokens: int = 0
-    put_tokens: int = 0
-    prompt_tokens: int = 0
-    waiting_tokens: int = 0
-    chains: int = 0
-    cancelled_chains: int = 0
-    seconds: float = 0.0
-
-    def to_json(self) -> dict[str, Any]:
-        """The documented JSON form."""
-        return asdict(self) | {"seconds": round(self.seconds, 3)}
+async def together(*jobs: Coroutine[Any, Any, T]) -> list[T]:
+    """What all of them return; when one fails the others are cancelled, so that none goes on to cost."""
+    tasks = [asyncio.ensure_future(job) for job in jobs]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 class Work:
@@ -143,6 +66,7 @@ class Work:
         self.spent, self.begun = Spent(), time.perf_counter()
         self.chains: list[Written] = []
         self.acted: set[str] = set()  # names of the strategies that act on thinking, and did
+        self.unasked: list[str] = []  # why side questions were left out
         self._count, self._problem = 0, ""
         self._modes: dict[str, bool] = {}
         self._deciding = asyncio.Lock()
@@ -169,6 +93,13 @@ class Work:
             s.spec.name for s in self.strategies if isinstance(s, (Closes, Watches)) and s.spec.name not in self.acted
         ]
         solved.notes += [f"{name} did nothing: its moment never came" for name in idle]
+        if cut := sum(chain.reason == "unfinished" for chain in self.chains):
+            solved.notes.append(
+                f"{cut:,} chains were cut off in their thinking and have no answer: {self.sampler.name} cannot be made "
+                "to close it there (an endpoint can with a continuation); allow more thinking"
+            )
+        if self.unasked:
+            solved.notes.append(f"{len(self.unasked):,} side questions were left out: {self.unasked[0]}")
         return solved
 
     async def one(self, messages: Messages, **options: Any) -> Written:
@@ -216,11 +147,30 @@ class Work:
         return (await self.asks([messages], most, **options))[0]
 
     async def asks(
-        self, questions: Sequence[Messages], most: int = 256, *, think: bool = False, temperature: float = 0.0
+        self,
+        questions: Sequence[Messages],
+        most: int = 256,
+        *,
+        think: bool = False,
+        temperature: float = 0.0,
+        needed: bool = True,
     ) -> list[str]:
-        """Side questions (to verify, to choose), all at once: the texts, counted as other tokens and as waiting."""
+        """Side questions (to verify, to choose), all at once: the texts, counted as other tokens and as waiting.
+
+        Unless they are `needed`, one that the model cannot take (too long for its window) has the text '', and a note
+        says so.
+        """
 
         async def ask(messages: Messages) -> tuple[str, int]:
+            try:
+                return await answer(messages)
+            except BadInput as error:
+                if needed:
+                    raise
+                self.unasked.append(str(error))
+                return "", 0
+
+        async def answer(messages: Messages) -> tuple[str, int]:
             chain = await self.sampler.chain(messages, think=think)
             try:
                 piece = await chain.write(most, (), self.settings.but(temperature=temperature, seed=self.seed()))
@@ -230,7 +180,7 @@ class Work:
                 self.spent.prompt_tokens += chain.read
                 await chain.close()
 
-        got = await asyncio.gather(*map(ask, questions))
+        got = await together(*map(ask, questions))
         self.spent.waiting_tokens += max((count for _, count in got), default=0)
         return [text for text, _ in got]
 

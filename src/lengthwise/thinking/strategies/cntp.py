@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from lengthwise.core.spec import param
 from lengthwise.errors import BadInput
 from lengthwise.thinking.chain import DEFAULT, Piece
 from lengthwise.thinking.strategy import Draws, Strategy, StrategySpec
+from lengthwise.thinking.work import together
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -171,7 +171,7 @@ class CautiousChain:
                 f.write(left, (*stop, *marks), settings.but(seed=seed, logprobs=True))
                 for f, seed in zip(forks, seeds, strict=True)
             )
-            pieces = await asyncio.gather(*writes)
+            pieces = await together(*writes)
             best = min(range(trials), key=lambda i: _perplexity(pieces[i]))
             kept = forks[best]
             self._seed = seeds[best]

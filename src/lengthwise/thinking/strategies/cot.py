@@ -49,6 +49,12 @@ class Cot(Asks):
         """There is something to add."""
         self.require(self.shots > 0, "shots must be above 0")
         self.require(bool(self.trigger.strip()), "trigger must not be empty")
+        if self.examples is None:
+            self.require(
+                (self.shots, self.pick) == (1, "first"), "shots and pick are for examples: give a file of them"
+            )
+        else:
+            self.require(self.trigger == Cot.trigger, "trigger is for zero-shot: leave it or examples out")
 
     def check(self, sampler: Sampler | None, others: Sequence[Strategy]) -> list[str]:
         """The file holds enough examples."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
+from zlib import crc32
 
 from lengthwise.core.spec import param
 from lengthwise.errors import BadInput
@@ -16,7 +16,7 @@ from lengthwise.thinking.answers import Extract, answer_in
 from lengthwise.thinking.chain import DEFAULT, Messages, Sampler, Settings
 from lengthwise.thinking.planner import Planner, fit_planner, load_planner
 from lengthwise.thinking.strategy import Solves, Strategy, StrategySpec
-from lengthwise.thinking.work import Solved, Work, Written
+from lengthwise.thinking.work import Solved, Work, Written, together
 
 ANALYSES = ("", "rewrite", "decompose")
 SOLUTIONS = ("think", "direct", "program")
@@ -62,12 +62,13 @@ class Dots(Solves):
         ),
         test="tests/oracle/test_dots.py",
     )
-    planner: str = param("", "file of a fitted planner (strategies.dots.fit); '' takes `plan` for every question")
+    planner: str = param("", "file of a planner (python -m lengthwise.thinking fit-dots); '' takes `plan` always")
     plan: str = param("think", "actions joined by '>': [rewrite|decompose]>think|direct|program[>verify]")
 
     def validate(self) -> None:
         """The plan is one of those that there are."""
         self.require(self.plan in PLANS, f"plan={self.plan} is not one of {', '.join(PLANS)}")
+        self.require(not self.planner or self.plan == "think", "a planner chooses the plan: leave plan or planner out")
 
     def check(self, sampler: Sampler | None, others: Sequence[Strategy]) -> list[str]:
         """The planner must be readable, its actions possible, and nobody else may say whether the model thinks."""
@@ -176,7 +177,8 @@ async def search(
     """The best plan for a question whose answer is known.
 
     A round carries out each plan that is left `runs` times, then keeps the better half: by the share of right answers
-    over all rounds, then by the fewest tokens. Raises BadInput for plans that there are not or that cannot be.
+    over all rounds, then by the fewest tokens. While no plan has given the right answer, all stay. Raises BadInput for
+    plans that there are not or that cannot be.
     """
     if unknown := [plan for plan in plans if plan not in PLANS]:
         raise BadInput(f"there is no plan '{unknown[0]}' (there are: {', '.join(PLANS)})")
@@ -185,7 +187,7 @@ async def search(
     wanted = answer_in(answer, extract).casefold()
     right, tokens = dict.fromkeys(plans, 0.0), dict.fromkeys(plans, 0.0)
     left, tried = list(plans), 0
-    seeds = itertools.count(settings.seed or 0)
+    seeds = itertools.count(crc32(f"{settings.seed or 0} {question}".encode()))  # problems do not share their luck
 
     async def run(plan: str) -> None:
         own = settings.but(seed=next(seeds))
@@ -195,10 +197,10 @@ async def search(
         tokens[plan] += work.spent.thinking_tokens + work.spent.answer_tokens + work.spent.other_tokens
 
     for number in range(rounds):
-        await asyncio.gather(*(run(plan) for plan in left for _ in range(runs)))
+        await together(*(run(plan) for plan in left for _ in range(runs)))
         tried += runs
         left.sort(key=lambda plan: (-right[plan], tokens[plan]))
-        if number < rounds - 1:
+        if number < rounds - 1 and right[left[0]]:  # of plans that all failed, the cheapest is no better
             left = left[: (len(left) + 1) // 2]
     best = left[0]
     return Found(question, best if right[best] else "", right[best] / tried, tokens[best] / tried)

@@ -51,6 +51,11 @@ class Mode(Modes):
         self.require(0 <= self.threshold <= 1, "threshold is a probability, 0 to 1")
         self.require(self.within > 0, "within must be above 0")
         self.require(bool(self.token.strip()), "token must not be empty")
+        if self.router is None:
+            self.require(self.threshold == Mode.threshold, "threshold is a router's: give router, or leave it out")
+        else:
+            own = self.token == Mode.token and self.within == Mode.within
+            self.require(own, "token and within are for models that say it themselves: leave them or router out")
 
     def check(self, sampler: Sampler | None, others: Sequence[Strategy]) -> list[str]:
         """The router can be read, and the sampler can give what it looks at."""

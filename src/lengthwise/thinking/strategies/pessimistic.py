@@ -10,7 +10,7 @@ from typing import ClassVar
 from lengthwise.core.spec import param
 from lengthwise.thinking import verify
 from lengthwise.thinking.chain import Messages, Sampler
-from lengthwise.thinking.strategies._vote import same_chains, vote
+from lengthwise.thinking.strategies._vote import best, same_chains, vote
 from lengthwise.thinking.strategy import Solves, Strategy, StrategySpec
 from lengthwise.thinking.work import Solved, Work
 
@@ -63,6 +63,8 @@ class Pessimistic(Solves):
             said = [score for j in judgements if (score := j.score()) is not None]
             missing += len(judgements) - len(said)
             verdicts.setdefault(chain.answer.casefold(), []).extend(said)
+        if not any(verdicts.values()):
+            return best(got, [None] * len(got))  # plain majority, with a note
         bounds = lower_bounds(verdicts, self.alpha)
         winner = max(bounds, key=bounds.__getitem__, default="")
         solved = vote(got, weights=[float(c.answer.casefold() == winner) for c in got])

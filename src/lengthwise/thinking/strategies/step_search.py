@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
@@ -12,7 +11,7 @@ from lengthwise.thinking import verify
 from lengthwise.thinking.chain import Chain, Messages, Sampler
 from lengthwise.thinking.strategies._vote import best
 from lengthwise.thinking.strategy import Solves, Strategy, StrategySpec
-from lengthwise.thinking.work import Solved, Work, Written
+from lengthwise.thinking.work import Solved, Work, Written, together
 
 ENDS: dict[str, tuple[str, ...]] = {"paragraph": ("\n\n",), "line": ("\n",), "semicolon": (";",)}
 
@@ -102,7 +101,7 @@ class StepSearch(Solves):
                 every += copies
                 beams = [*ended, *kept, *copies]
             ended = [beam for beam in every if beam.ended]
-            await asyncio.gather(*(_answer(work, beam) for beam in ended))
+            await together(*(_answer(work, beam) for beam in ended))
             work.spent.waiting_tokens += max((beam.written.answer_tokens for beam in ended), default=0)
         finally:
             for beam in every:
@@ -115,7 +114,7 @@ class StepSearch(Solves):
     async def _round(self, work: Work, messages: Messages, beams: Sequence[_Beam], *, last: bool) -> None:
         """One step more of every beam, in the last round all the rest, and a score of each."""
         before = [beam.chain.written for beam in beams]
-        await asyncio.gather(*(self._step(work, beam, last) for beam in beams))
+        await together(*(self._step(work, beam, last) for beam in beams))
         work.spent.waiting_tokens += max(beam.chain.written - was for beam, was in zip(beams, before))
         prefixes = [beam.steps for beam in beams]
         judged = await verify.judge(work, messages, prefixes, self.verifier, checks=self.checks)

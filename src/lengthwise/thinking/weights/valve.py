@@ -58,7 +58,8 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.rank, self.batch, self.epochs) < 1 or min(self.rate, self.scale) <= 0:
+        real = all(0 < number < math.inf for number in (self.rate, self.scale))
+        if min(self.rank, self.batch, self.epochs) < 1 or not real:
             raise BadParameter("rank, batch and epochs must be at least 1, rate and scale above 0")
 
 
