@@ -19,7 +19,7 @@ import json
 import pydoc_data.topics
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -131,20 +131,35 @@ def decode(args: argparse.Namespace) -> None:
             show("decode", length, name, middle[name], middle.get(STOCK), same_tokens=round(same, 2))
 
 
+def random_keys(model: Any, length: int) -> Iterator[tuple[int, int, list[Tensor]]]:
+    """(start, stop, [keys, values] of [H, stop - start, D]) over `length` tokens."""
+    facts, draw = compat.model_facts(model), torch.Generator().manual_seed(0)
+    for a in range(0, length, 1024):
+        b = min(length, a + 1024)
+        shape = facts.kv_heads, b - a, facts.head_dim
+        yield a, b, [torch.randn(shape, generator=draw).to(model.dtype) for _ in range(2)]
+
+
 def filled(run: Any, length: int) -> Any:
     """A cache of `length` random keys and values in every layer."""
-    cache, facts = run.cache(length + 256), run.facts
-    draw = torch.Generator().manual_seed(0)
+    cache = run.cache(length + 256)
     for slot in cache.layers:
-        some = torch.empty(1, facts.kv_heads, 1, facts.head_dim, dtype=run.model.dtype)
-        slot.lazy_initialization(some, some)
-        for a in range(0, length, 1024):
-            b = min(length, a + 1024)
-            k, v = (torch.randn(facts.kv_heads, b - a, facts.head_dim, generator=draw).to(some.dtype) for _ in "kv")
+        for a, b, (k, v) in random_keys(run.model, length):
+            if a == 0:
+                slot.lazy_initialization(k[None], v[None])
             slot.rows[0].append(dict.fromkeys(slot.rows[0].keys, k), v, torch.arange(a, b))
             slot.rows[0].settle()
         slot.seen = length
     cache.pads = [0]
+    return cache
+
+
+def filled_stock(model: Any, length: int) -> Any:
+    """The same for stock transformers."""
+    cache = DynamicCache()
+    for layer in range(model.config.num_hidden_layers):
+        keys, values = zip(*(kv for *_, kv in random_keys(model, length)))
+        cache.update(torch.cat(keys, 1)[None], torch.cat(values, 1)[None], layer)
     return cache
 
 
@@ -154,8 +169,9 @@ def steps(model: Any, ids: Tensor, stack: str, count: int, fill: bool = False) -
     times, words = [], []
     with torch.no_grad(), run_of as run:
         if run is None:
-            cache: Any = DynamicCache()
-            model.base_model(ids[:, :-1], past_key_values=cache)
+            cache: Any = filled_stock(model, ids.shape[1] - 1) if fill else DynamicCache()
+            if not fill:
+                model.base_model(ids[:, :-1], past_key_values=cache)
         else:
             cache = filled(run, ids.shape[1] - 1) if fill else run.prefill(ids)
         word = int(ids[0, -1])

@@ -20,12 +20,12 @@ class BadParameter(LengthwiseError):
 
 
 class StackRefused(LengthwiseError):
-    """The methods of a stack, or a stack and a model, do not fit together; `reasons` says why."""
+    """The methods of a stack (or strategies), or a stack and a model, do not fit together; `reasons` says why."""
 
-    def __init__(self, stack: str, reasons: list[str]) -> None:
+    def __init__(self, stack: str, reasons: list[str], kind: str = "stack") -> None:
         self.stack = stack
         self.reasons = reasons
-        super().__init__(f"the stack '{stack}' is refused: " + "; ".join(reasons))
+        super().__init__(f"the {kind} '{stack}' is refused: " + "; ".join(reasons))
 
 
 class NothingFired(LengthwiseError):

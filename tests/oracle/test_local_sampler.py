@@ -719,3 +719,19 @@ def test_messages_that_a_template_refuses_and_none() -> None:
         render(ask("x"), _Tokenizer("refuse"), None)
     assert render(ask(" x "), _Tokenizer(None), None) == "x\nAnswer:"
     assert render(ask("x"), _Tokenizer(None), KNOWN_TAGS[0]) == "x\nAnswer: <think>"
+
+
+def test_a_stack_that_changed_nothing_says_so() -> None:
+    def notes(stack: str) -> list[str]:
+        async def run() -> list[str]:
+            sampler = LocalSampler("pocket-reasoner", stack=stack)
+            try:
+                return (await think("What is 8+3+4+7 mod 10?", sampler, settings=Settings(temperature=0.0))).notes
+            finally:
+                await sampler.close()
+
+        return asyncio.run(run())
+
+    assert any("int8 changed nothing" in note for note in notes("int8"))
+    assert notes("lm-infinite:sinks=2,window=8") == []
+    assert notes("dense") == []

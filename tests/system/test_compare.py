@@ -16,7 +16,7 @@ from lengthwise.bench.compare import Stopped, compare
 from lengthwise.bench.jobs import Settings, grid, parse_depths, parse_lengths
 from lengthwise.bench.local_model import LocalModel
 from lengthwise.bench.runner import Runner
-from lengthwise.bench.store import COSTS, Store, read_rows
+from lengthwise.bench.store import COSTS, VERSION, Store, read_rows
 from lengthwise.cli import main
 from lengthwise.errors import BadInput
 
@@ -223,6 +223,18 @@ def test_store_refuses_what_is_not_rows(tmp_path):
     (tmp_path / "x.jsonl").write_text('{"a": 1}\n')
     with pytest.raises(BadInput, match=r"x\.jsonl:1 is not a row of results"):
         Store(tmp_path / "x.jsonl")
+    (tmp_path / "y.txt").write_text("one line of something else")
+    with pytest.raises(BadInput, match="not a row of results"):
+        Store(tmp_path / "y.txt")
+    assert (tmp_path / "y.txt").read_text() == "one line of something else"
+
+
+def test_rows_hold_any_line_break(tmp_path):
+    store = Store(tmp_path / "x.jsonl")
+    row = {"version": VERSION, "key": "k", "status": "done", "answer": "one\u2028two\x85three"}
+    store.append(row)
+    store.close()
+    assert Store(tmp_path / "x.jsonl").rows == [row]
 
 
 def test_key_depends_on_what_decides_the_result(reader):

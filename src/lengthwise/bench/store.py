@@ -48,6 +48,9 @@ class Store:
         whole = data.rfind(b"\n") + 1
         self.rows = list(parse_rows(data[:whole].decode(), self.path))
         if whole < len(data):
+            begins = b'{"version"'
+            if data[whole:][: len(begins)] != begins[: len(data) - whole]:
+                raise BadInput(f"{self.path} ends in what is not a row of results: name another file")
             os.truncate(self.path, whole)
 
     def append(self, row: Row) -> None:

@@ -98,6 +98,17 @@ class LocalSampler:
         return self._run.ledger if self._run is not None else None
 
     @property
+    def notes(self) -> list[str]:
+        """What of the stack has changed nothing so far."""
+        ledger = self.ledger
+        idle = (
+            []
+            if ledger is None
+            else [name for name, times in ledger.consulted.items() if times and not ledger.acted[name]]
+        )
+        return [f"{name} changed nothing: no chain was long enough for it" for name in idle]
+
+    @property
     def passes(self) -> int:
         """Forward passes so far."""
         return self._batcher.passes

@@ -99,7 +99,7 @@ def refusals(given: Sequence[Strategy], sampler: Sampler | None) -> list[str]:
 def check(given: Sequence[Strategy], sampler: Sampler | None) -> None:
     """Raise StackRefused with the reasons of `refusals`, if there are any."""
     if reasons := refusals(given, sampler):
-        raise StackRefused(format_strategies(given), reasons)
+        raise StackRefused(format_strategies(given), reasons, "strategy")
 
 
 def well_formed(kind: type[Strategy]) -> list[str]:
