@@ -11,6 +11,7 @@ import lengthwise.papers as papers
 from lengthwise.bench.registry import all_tasks
 from lengthwise.core.registry import all_methods, names
 from lengthwise.papers import Paper, all_papers, search, to_json
+from lengthwise.thinking.registry import all_strategies
 
 ROOT = Path(__file__).parents[2]
 ROWS = {row["id"]: row for row in papers._rows()}
@@ -59,13 +60,18 @@ def test_status_follows_from_the_registry(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_paper_works_only_while_something_serves_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(papers, "all_methods", list)
     monkeypatch.setattr(papers, "all_tasks", dict)
+    monkeypatch.setattr(papers, "all_strategies", dict)
     monkeypatch.setattr(papers, "SERVED_ELSEWHERE", {30: ("lengthwise plan", "tests/oracle/test_cost.py")})
     served = [p for p in all_papers() if p.served_by]
     assert [(p.id, p.status) for p in served] == [(30, "works")]
 
 
 def test_methods_and_tasks_name_papers_of_the_map() -> None:
-    for spec in [*(m.spec for m in all_methods()), *(t.spec for t in all_tasks().values())]:
+    for spec in [
+        *(m.spec for m in all_methods()),
+        *(t.spec for t in all_tasks().values()),
+        *(s.spec for s in all_strategies().values()),
+    ]:
         assert set(spec.papers) <= set(ROWS), spec.name
 
 
