@@ -2,6 +2,7 @@
 
     python benchmarks/thinking.py --problems 400 --out rows.jsonl --plot thinking.svg
     python benchmarks/thinking.py --problems 40 --out rows.jsonl --strategy plain --strategy short-m@k:m=1,k=8
+    python benchmarks/thinking.py --out rows.jsonl --strategy plain --stack dense --stack h2o:budget=40
 
 Problems are drawn from `lengthwise.bench.problems`, kinds in turn, of the harder half of their levels; chains at
 temperature 1. Intervals of accuracy are Wilson's, 95 %; tokens are means over problems: `thinking` those of all chains,
@@ -65,10 +66,11 @@ def wilson(right: int, count: int, z: float = 1.96) -> tuple[float, float]:
     return (middle - half) / (1 + rest), (middle + half) / (1 + rest)
 
 
-async def measure(args: argparse.Namespace, groups: dict[str, list[str]]) -> list[dict[str, Any]]:
+async def measure(args: argparse.Namespace, groups: dict[str, list[str]], stack: str) -> list[dict[str, Any]]:
+    """The strategies over chains that are read under a stack."""
     drawn = draw_problems(args.problems, args.seed)
     problems = [Problem(str(i), [{"role": "user", "content": p.question}], p.answer) for i, p in enumerate(drawn)]
-    sampler, out = LocalSampler(args.model), []
+    sampler, out = LocalSampler(args.model, stack=stack), []
     try:
         for group, strategies in groups.items():
             for strategy in strategies:
@@ -82,8 +84,10 @@ async def measure(args: argparse.Namespace, groups: dict[str, list[str]]) -> lis
                     settings=Settings(temperature=args.temperature, seed=args.seed),
                     most_thinking=args.most_thinking,
                     most_answer=16,
+                    where={} if stack == "dense" else {"stack": stack},
                 )
-                out.append(line(group, strategy, batch.rows) | {"cpu_seconds": round(time.process_time() - cpu, 1)})
+                spent = {"cpu_seconds": round(time.process_time() - cpu, 1), "stack": stack}
+                out.append(line(group, strategy, batch.rows) | spent)
                 print(json.dumps(out[-1]), flush=True)
     finally:
         await sampler.close()
@@ -112,6 +116,7 @@ def table(lines: list[dict[str, Any]]) -> str:
     out = ["| strategy | accuracy (95 %) | thinking | all tokens | waiting |", "|---|---|---|---|---|"]
     for e in lines:
         name = e["strategy"].replace(f",{CHECKER}", ",verifier=…")
+        name += "" if e["stack"] == "dense" else f" under {e['stack']}"
         share = f"{e['accuracy']:.3f} ({e['low']:.3f}–{e['high']:.3f})"
         out.append(f"| `{name}` | {share} | {e['thinking']:.0f} | {e['all']:.0f} | {e['waiting']:.0f} |")
     return "\n".join(out)
@@ -162,6 +167,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--problems", type=int, default=400)
     parser.add_argument("--strategy", action="append", help="instead of those of the table")
+    parser.add_argument("--stack", action="append", help="how chains are read (dense)")
     parser.add_argument("--model", default="pocket-reasoner")
     parser.add_argument("--out", type=Path, required=True, help="JSONL of rows, as of `lengthwise think --out`")
     parser.add_argument("--plot", type=Path, help="where the SVG goes")
@@ -173,7 +179,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     groups = {"given": args.strategy} if args.strategy else STRATEGIES
-    lines = asyncio.run(measure(args, groups))
+    lines = [line for stack in args.stack or ["dense"] for line in asyncio.run(measure(args, groups, stack))]
     print(table(lines))
     if args.plot:
         args.plot.write_text(plot(lines))
