@@ -74,9 +74,10 @@ def proxy(
     ] = 512,
     grace: Annotated[float, typer.Option("--grace", help="Seconds that running requests have at a shutdown.")] = 30.0,
 ) -> None:
-    """Serve POST /v1/chat/completions, streamed or not; every answer says what it cost, in tokens of all chains.
+    """Put a strategy before an endpoint or a model: an OpenAI-compatible server for clients that know nothing of it.
 
-    Unchanged OpenAI clients get the strategy. The log has no text of a request.
+    It serves POST /v1/chat/completions, streamed or not.
+    Every answer says what it cost, in tokens of all chains. The log has no text of a request.
     The endpoint's key is read from LENGTHWISE_API_KEY or OPENAI_API_KEY.
     """
     from lengthwise.serve import Options, app, run
