@@ -6,11 +6,11 @@ import asyncio
 
 import pytest
 
-from lengthwise.errors import BadInput, UnknownMethod
+from lengthwise.errors import BadInput, EndpointError, UnknownMethod
 from lengthwise.thinking import Settings, Strategy, Thought, answer_in, think
 from lengthwise.thinking.registry import all_strategies, parse, well_formed
 from lengthwise.thinking.work import Work, together
-from scripted import Scripted
+from scripted import DEFAULT, Scripted
 
 
 def run(sampler: Scripted, strategy: str = "plain", **options: object) -> Thought:
@@ -75,6 +75,47 @@ def test_an_error_of_one_chain_ends_all() -> None:
     sampler = Failing(lambda q, n: "w " * 50 + "</think>1")
     with pytest.raises(BadInput, match="no more"):
         asyncio.run(Work(sampler).many([{"role": "user", "content": "q"}], 4, 2))
+    assert sampler.live == 0
+
+
+def losing(lost: set[int]) -> Scripted:
+    """Four chains that end in the order of their numbers; the server fails at the fifth token of those in `lost`."""
+
+    class Losing(Scripted):
+        async def chain(self, messages, *, think=True):  # type: ignore[no-untyped-def, override]
+            made = await super().chain(messages, think=think)
+            write = made.write
+
+            async def failing(most, stop=(), settings=DEFAULT):  # type: ignore[no-untyped-def]
+                await write(5, (), settings)
+                raise EndpointError("the line went dead")
+
+            if made.number in lost:
+                made.write = failing  # type: ignore[method-assign]
+            return made
+
+    return Losing(lambda q, n: "w " * (10 + 2 * n) + "</think>1")
+
+
+def test_a_vote_survives_chains_whose_server_fails() -> None:
+    sampler = losing({1, 2})
+    thought = asyncio.run(think("q", sampler, "majority:4"))
+    assert thought.answer == "1"
+    assert [c.reason for c in thought.chains] == ["closed", "lost", "lost", "closed"]
+    assert any("2 chains were lost: the line went dead" in note for note in thought.notes)
+    assert thought.spent.thinking_tokens == sum(c.thinking_tokens for c in thought.chains) == 11 + 5 + 5 + 17
+    assert sampler.live == 0
+
+
+def test_the_first_ones_are_taken_of_those_that_are_left() -> None:
+    thought = asyncio.run(think("q", losing({0}), "short-m@k:m=2,k=4"))
+    assert [c.reason for c in thought.chains] == ["lost", "closed", "closed", "cancelled"]
+
+
+def test_when_all_chains_are_lost_the_error_is_told() -> None:
+    sampler = losing({0, 1, 2, 3})
+    with pytest.raises(EndpointError, match="went dead"):
+        asyncio.run(think("q", sampler, "majority:4"))
     assert sampler.live == 0
 
 

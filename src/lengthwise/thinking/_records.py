@@ -37,7 +37,7 @@ class Written:
 
     `reason` is why the thinking ended: "closed" by the model, "budget", a watcher's reason, "not thinking",
     "cancelled", "never closed" (the model ended its turn inside the section: the answer is looked for there), or
-    "unfinished" (at its limit, and the sampler cannot close it: no answer).
+    "unfinished" (at its limit, and the sampler cannot close it: no answer), "lost" (its server failed).
     `thinking_tokens` and `answer_tokens` were written by the model, `put_tokens` put in by strategies, `side_tokens`
     written beside the chain while it waited (they are among the work's `other_tokens`). `finished` is in
     seconds from the start of the work. `weight` is what the chain counted in the vote, 0 if it did not vote.

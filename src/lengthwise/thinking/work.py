@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 from zlib import crc32
 
-from lengthwise.errors import BadInput
+from lengthwise.errors import BadInput, EndpointError
 from lengthwise.thinking._records import Solved, Spent, State, Written
 from lengthwise.thinking.answers import Extract, answer_in
 from lengthwise.thinking.chain import DEFAULT, Chain, Messages, Recounts, Sampler, Settings, Tags, Waits
@@ -67,6 +68,7 @@ class Work:
         self.chains: list[Written] = []
         self.acted: set[str] = set()  # names of the strategies that act on thinking, and did
         self.unasked: list[str] = []  # why side questions were left out
+        self.lost: list[EndpointError] = []  # of chains that were left out
         self._count, self._problem = 0, ""
         self._modes: dict[str, bool] = {}
         self._deciding = asyncio.Lock()
@@ -98,6 +100,8 @@ class Work:
                 f"{cut:,} chains were cut off in their thinking and have no answer: {self.sampler.name} cannot be made "
                 "to close it there (an endpoint can with a continuation); allow more thinking"
             )
+        if self.lost:
+            solved.notes.append(f"{len(self.lost):,} chains were lost: {self.lost[0]}")
         if self.unasked:
             solved.notes.append(f"{len(self.unasked):,} side questions were left out: {self.unasked[0]}")
         return solved
@@ -109,7 +113,10 @@ class Work:
         return written
 
     async def many(self, messages: Messages, count: int, wanted: int | None = None, **options: Any) -> list[Written]:
-        """`count` chains at once; the first `wanted` to end their thinking, in that order, the others are cancelled."""
+        """`count` chains at once; the first `wanted` to end their thinking, in that order, the others are cancelled.
+
+        Chains whose server fails are left out, and a note says so; EndpointError only when none is left.
+        """
         wanted = count if wanted is None else wanted
         through: list[int] = []
         answers = asyncio.Event()
@@ -124,21 +131,29 @@ class Work:
 
         tasks = [asyncio.create_task(self.write(messages, thought=thought(i), **options)) for i in range(count)]
         waiting = asyncio.create_task(answers.wait())
+        got: list[Written] = []
         try:
-            while not answers.is_set():
-                left: list[asyncio.Task[Any]] = [waiting, *(t for t in tasks if not t.done())]
-                done, _ = await asyncio.wait(left, return_when=asyncio.FIRST_COMPLETED)
-                for task in done:
-                    task.result()  # raises what went wrong
+            while not answers.is_set() and (left := [task for task in tasks if not task.done()]):
+                done, _ = await asyncio.wait([waiting, *left], return_when=asyncio.FIRST_COMPLETED)
+                for task in done - {waiting}:
+                    error = task.exception()
+                    if error is not None and not isinstance(error, EndpointError):
+                        raise error
             chosen = through[:wanted]
             for index, task in enumerate(tasks):
                 if index not in chosen:
                     task.cancel()
-            got = [await tasks[index] for index in chosen]
+            for index in chosen:
+                with contextlib.suppress(EndpointError):
+                    got.append(await tasks[index])
         finally:
             for task in [*tasks, waiting]:
                 task.cancel()
-            await asyncio.gather(*tasks, waiting, return_exceptions=True)
+            ends = await asyncio.gather(*tasks, waiting, return_exceptions=True)
+        lost = [end for end in ends if isinstance(end, EndpointError)]
+        if not got and lost:
+            raise lost[0]
+        self.lost += lost
         self.spent.waiting_tokens += max((w.waited for w in got), default=0)
         return got
 
@@ -220,6 +235,9 @@ class Work:
             written.reason = "cancelled"
             self.spent.cancelled_chains += 1
             self.spent.cancelled_tokens += chain.written
+            raise
+        except EndpointError:
+            written.reason = "lost"
             raise
         finally:
             self.account(chain, written)
