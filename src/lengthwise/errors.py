@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class LengthwiseError(Exception):
     """Base of every error that says what the user should do; the command line prints it and exits with 2."""
@@ -61,3 +64,9 @@ class UnknownTask(LengthwiseError):
 
 class EndpointError(LengthwiseError):
     """A model's server refused a request, gave something else than a chat completion, or did not answer at all."""
+
+
+def did_you_mean(name: str, known: Iterable[str], most: int = 2) -> str:
+    """What an error about an unknown name ends with: the nearest known ones, '' when none is near."""
+    near = difflib.get_close_matches(name, list(known), n=most, cutoff=0.5)
+    return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""

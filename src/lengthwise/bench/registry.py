@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import importlib
 import importlib.metadata
@@ -11,7 +10,7 @@ import pkgutil
 from lengthwise.bench import tasks
 from lengthwise.bench.task import Task
 from lengthwise.core.grammar import parse_call
-from lengthwise.errors import MethodCollision, UnknownTask
+from lengthwise.errors import MethodCollision, UnknownTask, did_you_mean
 
 ENTRY_POINTS = "lengthwise.tasks"
 
@@ -38,8 +37,7 @@ def get(name: str) -> type[Task]:
     """The task class called `name`. Raises UnknownTask, with the nearest names."""
     known = all_tasks()
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-        hint = f"; did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
+        hint = did_you_mean(name, known, most=3)
         raise UnknownTask(f"there is no task '{name}'{hint} (lengthwise tasks lists them)")
     return known[name]
 

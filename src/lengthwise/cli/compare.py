@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lengthwise.cli._bar import Bar
 from lengthwise.cli._output import console, note, print_json
 from lengthwise.cli._stopping import stopping
 
@@ -186,36 +187,14 @@ def _command() -> str:
     return "lengthwise " + shlex.join(sys.argv[1:])
 
 
-class _Bar:
+class _Bar(Bar):
     """Samples done, what is being run, and the time left; time is taken to go with tokens."""
 
     def __init__(self, samples: int) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        self.bar = Progress(
-            BarColumn(bar_width=16),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(elapsed_when_finished=True),
-            TextColumn("{task.description}"),
-            console=console(stderr=True),
-            transient=True,
-            disable=not sys.stderr.isatty(),
-        )
-        self.samples = samples
-        self.task = self.bar.add_task("loading", total=samples)
-
-    def __enter__(self) -> _Bar:
-        self.bar.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.bar.stop()
+        super().__init__(samples, "loading")
 
     def __call__(self, row: Row, left: int) -> None:
-        self.bar.update(
-            self.task,
-            completed=self.samples - left,
-            description=f"{row['task']} at {row['length']:,} under {row['stack']}: {row.get('score', row['status'])}",
-        )
+        what = f"{row['task']} at {row['length']:,} under {row['stack']}"
+        self.show(left, f"{what}: {row.get('score', row['status'])}")
         if row["status"] != "done" and not sys.stderr.isatty():
-            note(f"{row['status']}: {row['task']} at {row['length']:,} under {row['stack']}: {row['error']}")
+            note(f"{row['status']}: {what}: {row['error']}")

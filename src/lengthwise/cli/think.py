@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lengthwise.cli._bar import Bar
 from lengthwise.cli._output import console, note, print_json, seconds, table
 from lengthwise.cli._stopping import stopping
 from lengthwise.errors import BadInput, LengthwiseError
@@ -320,36 +321,16 @@ def _list(as_json: bool) -> None:
     out.print(f"\n{len(kinds)} strategies. 'a:key=value + b:value' joins them; 'plain' is one chain, as it comes.")
 
 
-class _Bar:
+class _Bar(Bar):
     """Problems done, the share that was right, and the time left."""
 
     def __init__(self, problems: int) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        self.bar = Progress(
-            BarColumn(bar_width=16),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(elapsed_when_finished=True),
-            TextColumn("{task.description}"),
-            console=console(stderr=True),
-            transient=True,
-            disable=not sys.stderr.isatty(),
-        )
-        self.problems, self.right, self.known = problems, 0, 0
-        self.task = self.bar.add_task("thinking", total=problems)
-
-    def __enter__(self) -> _Bar:
-        self.bar.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.bar.stop()
+        super().__init__(problems, "thinking")
+        self.right = self.known = 0
 
     def __call__(self, row: Row, left: int) -> None:
         if row["right"] is not None:
             self.known, self.right = self.known + 1, self.right + row["right"]
         share = f"{self.right:,} of {self.known:,} right; " if self.known else ""
         said = row["error"] or row["answer"]
-        self.bar.update(
-            self.task, completed=self.problems - left, description=f"{share}{row['id']}: {' '.join(said.split())[:40]}"
-        )
+        self.show(left, f"{share}{row['id']}: {' '.join(said.split())[:40]}")

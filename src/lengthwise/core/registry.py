@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import importlib
 import importlib.metadata
 import pkgutil
 
 from lengthwise.core.spec import Method
-from lengthwise.errors import MethodCollision, UnknownMethod
+from lengthwise.errors import MethodCollision, UnknownMethod, did_you_mean
 
 ROOMS = ("position", "attention", "cache", "prompt")
 ENTRY_POINTS = "lengthwise.methods"
@@ -45,8 +44,7 @@ def get(name: str) -> type[Method]:
     """The method class called `name`. Raises UnknownMethod, with the nearest names."""
     providers = _providers()
     if name not in providers:
-        near = difflib.get_close_matches(name, providers, n=2, cutoff=0.5)
-        hint = f"; did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
+        hint = did_you_mean(name, providers)
         raise UnknownMethod(f"there is no method '{name}'{hint} (lengthwise methods lists them)")
     module_name, _, attribute = providers[name].partition(":")
     if attribute:

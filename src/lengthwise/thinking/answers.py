@@ -27,15 +27,15 @@ def answer_in(text: str, how: Extract = "auto") -> str:
         return text
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if how == "line":
-        return _tidy(lines[0]) if lines else ""
+        return tidy(lines[0]) if lines else ""
     if how == "number":
-        return _tidy(numbers[-1]) if (numbers := _NUMBER.findall(text)) else ""
+        return tidy(numbers[-1]) if (numbers := _NUMBER.findall(text)) else ""
     boxed = _boxed(text)
     if how == "boxed" or boxed:
-        return _tidy(boxed)
+        return tidy(boxed)
     if said := _SAID.findall(text):
-        return _tidy(said[-1])
-    return _tidy(lines[-1]) if lines else ""
+        return tidy(said[-1])
+    return tidy(lines[-1]) if lines else ""
 
 
 def _boxed(text: str) -> str:
@@ -51,7 +51,8 @@ def _boxed(text: str) -> str:
     return ""
 
 
-def _tidy(answer: str) -> str:
+def tidy(answer: str) -> str:
+    """An answer without blanks around it, marks of emphasis, a full stop at the end and commas between thousands."""
     answer = " ".join(answer.split()).strip("*$ ").rstrip(".")
     return re.sub(r"(?<=\d),(?=\d{3}\b)", "", answer)
 

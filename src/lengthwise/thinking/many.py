@@ -15,7 +15,7 @@ from lengthwise.bench.store import VERSION, Row, Store
 from lengthwise.errors import BadInput, LengthwiseError
 from lengthwise.thinking import registry
 from lengthwise.thinking._think import think
-from lengthwise.thinking.answers import Extract, _tidy
+from lengthwise.thinking.answers import Extract, tidy
 from lengthwise.thinking.chain import DEFAULT, Messages, Sampler, Settings
 from lengthwise.thinking.strategy import Strategy
 from lengthwise.thinking.work import Spent
@@ -89,7 +89,7 @@ def _problem(line: str, number: int) -> Problem:
 
 def same_answer(given: str, expected: str) -> bool:
     """Whether two answers are one but for case, blanks, a full stop at the end and commas between thousands."""
-    return bool(given.strip()) and _tidy(given).casefold() == _tidy(expected).casefold()
+    return bool(given.strip()) and tidy(given).casefold() == tidy(expected).casefold()
 
 
 @dataclass(frozen=True)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import importlib
 import pkgutil
 from collections.abc import Sequence
 
 from lengthwise.core.grammar import parse_call
-from lengthwise.errors import MethodCollision, StackRefused, UnknownMethod
+from lengthwise.errors import MethodCollision, StackRefused, UnknownMethod, did_you_mean
 from lengthwise.thinking import strategies
 from lengthwise.thinking.chain import ABILITIES, Sampler
 from lengthwise.thinking.strategy import CLASSES, PARTS, SHARED_PARTS, Strategy
@@ -39,8 +38,7 @@ def get(name: str) -> type[Strategy]:
     """The strategy class called `name`. Raises UnknownMethod, with the nearest names."""
     known = all_strategies()
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=2, cutoff=0.5)
-        hint = f"; did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
+        hint = did_you_mean(name, known)
         raise UnknownMethod(f"there is no strategy '{name}'{hint} (lengthwise think --strategies lists them)")
     return known[name]
 

@@ -6,7 +6,7 @@ import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 from zlib import crc32
 
 from lengthwise.core.spec import param
@@ -207,37 +207,15 @@ async def search(
 
 
 async def fit(
-    problems: Sequence[tuple[str, str]],
-    sampler: Sampler,
-    plans: Sequence[str] = PLANS,
-    *,
-    rounds: int = 3,
-    runs: int = 2,
-    settings: Settings = DEFAULT,
-    most_thinking: int = 4096,
-    most_answer: int = 512,
-    extract: Extract = "auto",
+    problems: Sequence[tuple[str, str]], sampler: Sampler, plans: Sequence[str] = PLANS, **options: Any
 ) -> tuple[Planner, list[Found]]:
-    """A planner from (question, answer) pairs kept for this, and what the search found for each.
+    """A planner from (question, answer) pairs kept for this, and what the search found for each; `options` are
+    those of `search`.
 
     Questions that no plan solved are left out of the planner. Raises BadInput when that is all of them, and what
     `search` raises.
     """
-    found = [
-        await search(
-            question,
-            answer,
-            sampler,
-            plans,
-            rounds=rounds,
-            runs=runs,
-            settings=settings,
-            most_thinking=most_thinking,
-            most_answer=most_answer,
-            extract=extract,
-        )
-        for question, answer in problems
-    ]
+    found = [await search(question, answer, sampler, plans, **options) for question, answer in problems]
     known = [each for each in found if each.plan]
     if not known:
         raise BadInput(f"no plan solved any of the {len(found)} problems: there is nothing to fit a planner on")
